@@ -1,0 +1,58 @@
+# `make demo` and `make test` work on a fresh checkout: they install what they need into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: setup demo test test-all lint format types imports docs check bench bench-step assets clean
+
+setup: $(INSTALLED)
+
+# torch comes first and alone: where the package index offers a CPU build, this version takes it, and nothing
+# else then asks for a larger one.
+$(INSTALLED): pyproject.toml constraints.txt
+	test -d .venv || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[onnx]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --requirement requirements-dev.txt
+	touch $(INSTALLED)
+
+demo: setup  ## learn horse, ship, truck; forget cat, frog; retain the other five classes
+	$(BIN)/kswap demo classification --output runs/demo
+
+test: setup  ## the default tests: under 5 minutes on 2 cores
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+test-all: setup  ## all tests, with coverage
+	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report term
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: setup
+	$(BIN)/mypy
+
+imports: setup
+	$(BIN)/lint-imports
+
+docs: setup  ## redraw what in docs/ is made from the code
+	$(BIN)/python scripts/make_docs.py
+
+check: lint types imports test
+
+bench: setup  ## the table of docs/results.md: some two hours on 2 cores, goes on where it was stopped
+	$(BIN)/python scripts/make_benchmark.py
+	$(BIN)/python benchmarks/classification.py --jobs 2
+
+bench-step: setup  ## cost of a training step against two bare forwards
+	$(BIN)/python benchmarks/step.py
+
+assets: setup  ## make the embedded demo models and images again (hours)
+	$(BIN)/python scripts/make_demo_classification.py
+
+clean:
+	rm -rf .venv build dist runs .pytest_cache .mypy_cache .ruff_cache

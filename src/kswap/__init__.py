@@ -1,0 +1,39 @@
+"""kswap: a pretrained vision model learns new classes, forgets named ones and retains the rest.
+
+The names below are loaded when they are first used: `import kswap` imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "SwapConfig": "kswap.config",
+    "UserError": "kswap.errors",
+    "SwapResult": "kswap.swapping",
+    "swap": "kswap.swapping",
+    "load": "kswap.models.artefact",
+    "evaluate": "kswap.swapping",
+}
+__all__ = ["SwapConfig", "SwapResult", "UserError", "__version__", "evaluate", "load", "swap"]
+
+if TYPE_CHECKING:
+    from kswap.config import SwapConfig
+    from kswap.errors import UserError
+    from kswap.models.artefact import load
+    from kswap.swapping import SwapResult, evaluate, swap
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'kswap' has no attribute {name!r}")
+    value = getattr(import_module(_WHERE[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,227 @@
+"""The command line: parse, call the library, print. Nothing heavy is imported before it is needed.
+
+Exit status: 0; 2 for a user's mistake, with one line that says the value, the rule and the fix; 1 for a bug,
+with a traceback; 143 after SIGTERM, 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import kswap
+from kswap.errors import Terminated, UserError
+
+_DESCRIPTION = """\
+A pretrained vision model learns new classes, forgets the classes you name and retains the rest, in one run."""
+_OVERRIDES = """\
+Every key of the config can be given as --a.b value, for example
+  --order FL  --seed 1  --preset paper  --stages.learn.epochs 3  --training.device cpu
+`kswap schema` prints all keys with what they mean, as a JSON Schema."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see `{self.prog} --help`")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    with_traceback = "--traceback" in words
+    words = [word for word in words if word != "--traceback"]
+    try:
+        return _dispatch(words)
+    except UserError as error:
+        if with_traceback:
+            traceback.print_exc()
+        _say(f"kswap: error: {' '.join(str(error).split())}")
+        return 2
+    except Terminated as stop:
+        _say("kswap: stopped by SIGTERM; the state is saved, the same command goes on")
+        return int(str(stop.code))
+    except KeyboardInterrupt:
+        _say("kswap: interrupted; the same command goes on from the last checkpoint")
+        return 130
+    except BrokenPipeError:
+        return 141
+    except Exception:
+        traceback.print_exc()
+        return 1
+
+
+def _dispatch(words: list[str]) -> int:
+    parser = _Parser(prog="kswap", description=_DESCRIPTION, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"kswap {kswap.__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    options: dict[str, _Parser] = {}
+
+    def command(name: str, text: str, *, overridable: bool = False) -> _Parser:
+        options[name] = commands.add_parser(
+            name,
+            help=text,
+            description=text,
+            allow_abbrev=False,
+            epilog=_OVERRIDES if overridable else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        options[name].add_argument(
+            "--traceback", action="store_true", help="show the traceback of a user's mistake too"
+        )
+        return options[name]
+
+    run = command("run", "run the swap that a YAML file describes", overridable=True)
+    run.add_argument("config", type=Path, help="YAML file, such as swap.yaml")
+    demo = command("demo", "run a swap on what ships with the package", overridable=True)
+    demo.add_argument("task", nargs="?", choices=["classification"], default="classification")
+    demo.add_argument("--output", type=Path, default=Path("runs/demo"), help="run folder")
+    evaluate = command("evaluate", "score the saved model of a run again")
+    evaluate.add_argument("run", type=Path, help="folder of a finished run")
+    export = command("export", "write the swapped model for deployment")
+    export.add_argument("run", type=Path, help="folder of a finished run")
+    export.add_argument("--to", type=Path, required=True, help="folder to write; must not exist yet")
+    export.add_argument("--onnx", action="store_true", help="also write model.onnx")
+    export.add_argument(
+        "--drop-forgotten", action="store_true", help="remove the forgotten classes' rows from the head"
+    )
+    predict = command("predict", "classify images with the swapped model")
+    predict.add_argument("run", type=Path, help="folder of a finished run, or of an exported model")
+    predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    predict.add_argument("--top", type=int, default=3, help="answers per image (default 3)")
+    command("schema", "print the JSON Schema of the config")
+
+    words, overrides = _split_overrides(words)
+    arguments = parser.parse_args(words)
+    actions: dict[str, Callable[[argparse.Namespace, list[str]], None]] = {
+        "run": _run,
+        "demo": _demo,
+        "evaluate": _evaluate,
+        "export": _export,
+        "predict": _predict,
+        "schema": _schema,
+    }
+    actions[arguments.command](arguments, overrides)
+    return 0
+
+
+def _split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
+    """Take `--key value` and `--key=value` out of a run or demo command; every override has a value."""
+    if not words or words[0] not in ("run", "demo"):
+        return words, []
+    plain, overrides = [words[0]], []
+    rest = iter(words[1:])
+    for word in rest:
+        if not word.startswith("--") or word in ("--help", "--"):
+            plain.append(word)
+            continue
+        taken = [word] if "=" in word else [word, *([value] if (value := next(rest, None)) else [])]
+        is_output_of_demo = words[0] == "demo" and word.split("=")[0] == "--output"
+        (plain if is_output_of_demo else overrides).extend(taken)
+    return plain, overrides
+
+
+def _run(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    from kswap.config import SwapConfig
+
+    _swap(SwapConfig.from_yaml(arguments.config, overrides))
+
+
+def _demo(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    from kswap.demo import demo_config
+
+    _swap(demo_config(arguments.task, arguments.output, overrides))
+
+
+def _swap(config: kswap.SwapConfig) -> None:
+    from kswap.plan import plan
+
+    plan(config)  # a mistake in the stages shows before anything heavy is imported
+    _quieten()
+    from kswap.report.table import show
+    from kswap.swapping import swap
+
+    result = swap(config, on_note=lambda note: _say(f"kswap: {note}"))
+    if result.resumed and not result.notes:
+        _say("kswap: this run was begun before; its results:")
+    classes = result.results["classes"]
+    for verb, role in (("learned", "learn"), ("forgot", "forget"), ("retained", "retain")):
+        _print(f"{verb:9}{', '.join(classes[role]) or '–'}")
+    show(result.results)
+    seconds, run_dir = result.results["seconds"]["total"], result.run_dir
+    _print(f"{seconds:.0f} s; the model is in {run_dir / 'model'}, all numbers in {run_dir / 'results.json'},")
+    _print(f"the model card in {run_dir / 'README.md'}; try: kswap predict {run_dir} IMAGE")
+
+
+def _evaluate(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    _quieten()
+    from kswap.evaluation import same_scores
+    from kswap.report.table import show
+    from kswap.run_folder import read_results
+    from kswap.swapping import evaluate
+
+    results = read_results(arguments.run)
+    scored = evaluate(arguments.run)
+    show({**results, "stages": [{"name": "saved model", **scored}]})
+    same = same_scores(scored["scores"], results["stages"][-1]["scores"])
+    _print("equal to results.json" if same else "NOT equal to results.json")
+
+
+def _export(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    _quieten()
+    from kswap.models.export import export
+
+    written = export(
+        arguments.run, arguments.to, onnx=arguments.onnx, drop_forgotten=arguments.drop_forgotten
+    )
+    for path in written:
+        _print(str(path))
+
+
+def _predict(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    if arguments.top < 1:
+        raise UserError(f"--top: {arguments.top} answers cannot be shown; give 1 or more")
+    _quieten()
+    from kswap.predicting import predict_images
+
+    for path, answers in predict_images(arguments.run, arguments.images, top=arguments.top):
+        shown = ", ".join(f"{label} {100 * share:.1f} %" for label, share in answers)
+        _print(f"{path}: {shown}")
+
+
+def _schema(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    import json
+
+    from kswap.config import json_schema
+
+    _print(json.dumps(json_schema(), indent=2))
+
+
+def _quieten() -> None:
+    """Silence the libraries' own bars and advice: what matters is said by kswap."""
+    import os
+
+    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+        os.environ.setdefault(name, "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    import datasets
+    from transformers.utils import logging
+
+    datasets.disable_progress_bars()
+    logging.disable_progress_bar()
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,441 @@
+"""The configuration of a run: one frozen, typed value.
+
+A YAML file (or a mapping) is merged over a preset (`presets.py`), then command-line overrides are merged
+over both, then everything is validated here. Unknown keys are errors. `kswap schema` prints the JSON
+Schema of `SwapConfig`.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from kswap.errors import UserError, closest
+from kswap.presets import PRESETS
+
+Role = Literal["learn", "forget", "retain"]
+Split = Literal["train", "validation", "test"]
+StageKind = Literal["learn", "forget", "joint"]
+ROLES: tuple[Role, ...] = ("learn", "forget", "retain")
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+def _as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class SplitPaths(_Frozen):
+    """A source whose splits lie in different places."""
+
+    train: str
+    """Training images: a folder of class folders, or a table file."""
+    validation: str | None = None
+    """Validation images; cut from `train` by seed when left out."""
+    test: str | None = None
+    """Test images; cut from `train` by seed when left out."""
+
+
+class SourceConfig(_Frozen):
+    """Where the images of one role come from, and which of them are used."""
+
+    data: str | SplitPaths = ""
+    """An image folder (one folder a class, or train/validation/test folders of such), a local parquet, arrow,
+    JSONL or CSV file with an image column, a Hugging Face dataset id, or `{train: ..., test: ...}`. May be
+    empty only where the data set is passed in memory to `kswap.swap`."""
+    classes: Annotated[tuple[str, ...] | None, BeforeValidator(_as_tuple)] = None
+    """Class names that take this role. None: for learn and forget every class of the source, for retain the
+    other classes of the model."""
+    rename: dict[str, str] = Field(default_factory=dict)
+    """Class name in the source -> class name of the model, where they are spelt differently."""
+    fraction: Share = 1.0
+    """Share of the training images that is used, stratified per class (at least one). Test images are never
+    thinned out."""
+    image_column: str | None = None
+    """Column with the image (bytes, path, or both); found by itself when left out."""
+    label_column: str | None = None
+    """Column with the class name or class id; found by itself when left out."""
+
+
+class DataConfig(_Frozen):
+    """How images are read, kept and split."""
+
+    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of a source's images cut for validation where the source has no validation split."""
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of a source's images cut for the test where the source has no test split."""
+    on_bad_image: Literal["error", "skip"] = "error"
+    """What to do with a file that cannot be decoded: stop and name it, or skip, count and list it."""
+    memory_limit_bytes: Annotated[int, Field(ge=0)] = 4 * 1024**3
+    """Decoded images are kept in memory up to this many bytes, in a memory-mapped file beyond."""
+    augment: Literal["none", "flip", "flip-crop"] = "none"
+    """Augmentation of training batches, on tensors (kornia). The base model's outputs that supervise
+    distillation are those of the image without augmentation."""
+
+
+class AdapterConfig(_Frozen):
+    """LoRA on the feed-forward linears of every transformer block (PEFT)."""
+
+    rank: Annotated[int, Field(ge=1)] = 8
+    """Rank r of each LoRA pair. Source: the paper's 8."""
+    scale: Positive = 1.0
+    """Factor on B·A, that is alpha / r in PEFT's terms."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout on the input of A."""
+
+
+class HeadConfig(_Frozen):
+    """The rows that learned classes add to the head."""
+
+    init: Literal["class-mean", "random"] = "class-mean"
+    """Start of a new row: the centred mean feature of its training images, scaled to the old rows, or
+    Xavier-uniform (the paper)."""
+    train: Literal["new", "all", "none"] = "new"
+    """Rows that train: the new ones, all, or none (the paper freezes the head)."""
+
+
+class StreamConfig(_Frozen):
+    """A loader: images of one or more roles, shuffled together."""
+
+    roles: Annotated[tuple[Role, ...], BeforeValidator(_as_tuple)]
+    """Roles whose images the stream draws. Roles that this stage does not know (yet) are left out."""
+    batch_size: Annotated[int, Field(ge=1)]
+    """Images the stream contributes to each batch; a smaller stream contributes all it has."""
+
+
+class TermConfig(_Frozen):
+    """One weighted summand of the loss, over the units of a batch whose class has one of `roles`."""
+
+    roles: Annotated[tuple[Role, ...], BeforeValidator(_as_tuple)]
+    """Roles of the units the term is the mean over."""
+    objective: Literal[
+        "cross_entropy",
+        "bounded_ce_batch",
+        "bounded_ce_sample",
+        "masked_distillation",
+        "distillation",
+        "restricted_distillation",
+    ]
+    """Name of the objective (kswap.objectives)."""
+    weight: NonNegative = 1.0
+    """Factor of the term; 0 leaves it out."""
+    bound: Positive | None = None
+    """Nats at which a bounded cross-entropy stops pushing; None means ln K (K rows of the head)."""
+    temperature: Positive = 1.0
+    """Softmax temperature of the distillation objectives."""
+
+
+class SparsityConfig(_Frozen):
+    """Group lasso: one group for each block, all LoRA matrices of its feed-forward network."""
+
+    weight: NonNegative = 0.0
+    """Factor alpha of the sum of group norms; 0 leaves it out."""
+    method: Literal["proximal", "subgradient"] = "proximal"
+    """A proximal step after each optimiser step (groups become exactly zero), or the norm in the loss with an
+    epsilon (the paper)."""
+    epsilon: Positive = 1e-8
+    """Added under the square root of the sub-gradient form, whose gradient is NaN at a zero group."""
+
+
+class OptimiserConfig(_Frozen):
+    """AdamW and its schedule, restarted at every stage."""
+
+    lr: Positive = 2e-3
+    """Peak learning rate."""
+    final_lr: NonNegative = 0.0
+    """Learning rate at the end of a cosine or linear schedule."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape of the schedule after the warm-up."""
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the steps in which the rate rises linearly from 0."""
+    weight_decay: NonNegative = 0.0
+    """Decoupled weight decay of the adapter. Rows of the head have none, so that frozen rows stay bit-equal."""
+    clip_norm: Positive | None = None
+    """Maximum norm of the gradient; None: no clipping."""
+
+
+class StageConfig(_Frozen):
+    """One kind of stage."""
+
+    epochs: Positive = 5.0
+    """Length, in passes over the anchor stream."""
+    min_steps: Annotated[int, Field(ge=1)] = 1
+    """Lower limit of the number of optimiser steps, for small sources."""
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    """Upper limit of the number of optimiser steps."""
+    anchor: str
+    """Name of the stream whose passes are counted. The longest stream, where the stage lacks it."""
+    streams: dict[str, StreamConfig]
+    """Loaders by name; one batch holds what each contributes, and there is one forward for all."""
+    terms: dict[str, TermConfig]
+    """Summands of the loss by name."""
+    optimiser: OptimiserConfig = Field(default_factory=OptimiserConfig)
+    """Optimiser and schedule."""
+    sparsity: SparsityConfig = Field(default_factory=SparsityConfig)
+    """Group lasso."""
+
+
+class StagesConfig(_Frozen):
+    """The three kinds of stage."""
+
+    learn: StageConfig
+    """L: learn classes are trained."""
+    forget: StageConfig
+    """F: forget classes are removed."""
+    joint: StageConfig
+    """J: both at once."""
+
+
+class TrainingConfig(_Frozen):
+    """The loop, whatever the stage."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to train; auto takes a GPU when there is one."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Compute precision (Accelerate's mixed precision). Weights and the optimiser stay in fp32."""
+    accumulation: Annotated[int, Field(ge=1)] = 1
+    """Micro-batches a step is cut into; the gradient is that of the whole batch."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+    eval_batch_size: Annotated[int, Field(ge=1)] = 64
+    """Images in a batch without gradients (scores, base outputs, features)."""
+    checkpoint_steps: Annotated[int, Field(ge=1)] = 25
+    """A resumable checkpoint is written after this many steps, and after every stage."""
+    trackers: Annotated[
+        tuple[Literal["tensorboard", "trackio", "wandb"], ...], BeforeValidator(_as_tuple)
+    ] = ()
+    """Experiment trackers (through Accelerate), when installed."""
+    score_validation: bool = False
+    """Also score the validation split after every stage (to choose hyper-parameters)."""
+
+
+class SwapConfig(_Frozen):
+    """Everything a run is made of."""
+
+    model: str
+    """Hub id or local folder of a model with a classification head (safetensors)."""
+    learn: SourceConfig | None = None
+    """Classes to learn. Needed by an L or J stage."""
+    forget: SourceConfig | None = None
+    """Classes to forget. Needed by an F or J stage."""
+    retain: SourceConfig | None = None
+    """Classes to retain. Optional: preset retain-free uses none for training."""
+    order: Annotated[str, Field(pattern="^[LFJ]+$")] = "LF"
+    """Stages: a string of L (learn), F (forget) and J (joint)."""
+    preset: Literal["default", "paper", "retain-free"] = "default"
+    """Values for what is not given; see presets.py."""
+    output: Path = Path("runs/swap")
+    """Run folder."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of splits, adapters and batches."""
+    data: DataConfig = Field(default_factory=DataConfig)
+    """How images are read, kept and split."""
+    adapter: AdapterConfig = Field(default_factory=AdapterConfig)
+    """LoRA."""
+    head: HeadConfig = Field(default_factory=HeadConfig)
+    """New rows of the head."""
+    stages: StagesConfig
+    """What each kind of stage does."""
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    """The loop."""
+
+    @model_validator(mode="after")
+    def _roles_have_data(self) -> SwapConfig:
+        if set(self.order) & set("LJ") and self.learn is None:
+            raise ValueError(
+                f"order {self.order!r} has a stage that learns, but there is no 'learn:' source; "
+                "add one, or take L and J out of the order"
+            )
+        if set(self.order) & set("FJ") and self.forget is None:
+            raise ValueError(
+                f"order {self.order!r} has a stage that forgets, but there is no 'forget:' source; "
+                "add one, or take F and J out of the order"
+            )
+        return self
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> SwapConfig:
+        """Read a YAML file; `overrides` are command-line words such as `--stages.learn.epochs 3`.
+
+        Raises:
+            UserError: the file, a key or a value is wrong.
+        """
+        return cls.from_mapping(read_yaml(path), overrides)
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], overrides: Sequence[str] = ()) -> SwapConfig:
+        """Merge preset, `values` and `overrides` (in this order) and validate.
+
+        Raises:
+            UserError: a key or a value is wrong.
+        """
+        user = merge(values, parse_overrides(overrides))
+        if isinstance(user.get("output"), Path):
+            user["output"] = str(user["output"])
+        preset = user.get("preset", "default")
+        if preset not in PRESETS:
+            raise UserError(
+                f"preset: {preset!r} is not a preset; take one of {', '.join(PRESETS)}"
+            )
+        values_of_preset = copy.deepcopy(PRESETS[preset])
+        for role in ROLES:  # what a preset says of a source holds only where the user has that source
+            if not isinstance(user.get(role), Mapping):
+                values_of_preset.pop(role, None)
+        try:
+            return cls.model_validate(merge(values_of_preset, user))
+        except ValidationError as error:
+            raise UserError(describe(error)) from None
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain values (str, int, float, list, dict) that `from_mapping` reads back to an equal config."""
+        plain: dict[str, Any] = json.loads(self.model_dump_json())
+        return plain
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML mapping.
+
+    Raises:
+        UserError: missing, unreadable, not YAML, or not a mapping.
+    """
+    path = Path(path)
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file; name a YAML config") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); name a YAML text file") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise UserError(f"{path}: not valid YAML ({_one_line(str(error))}); mend the file") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a config is a mapping of keys to values; see `kswap schema`")
+    return values
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people write it: 1e-3 is a number (YAML 1.1 wants 1.0e-3); a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        twice = {str(key) for key in keys if keys.count(key) > 1}
+        if twice:
+            raise yaml.YAMLError(f"key {sorted(twice)[0]!r} stands twice in line {node.start_mark.line + 1}")
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    __import__("re").compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with `over` laid over it, key by key in depth; lists are replaced whole."""
+    merged = copy.deepcopy(dict(base))
+    for key, value in over.items():
+        below = merged.get(key)
+        if isinstance(value, Mapping) and isinstance(below, Mapping):
+            merged[key] = merge(below, value)
+        else:
+            merged[key] = copy.deepcopy(value)
+    return merged
+
+
+def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
+    """Turn `--a.b value` or `--a.b=value` words into a nested mapping; values are read as YAML.
+
+    Raises:
+        UserError: a word is not an option, or an option has no value.
+    """
+    overrides: dict[str, Any] = {}
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--") or len(word) == 2:
+            raise UserError(f"{word!r}: an override is written --key value; see `kswap run --help`")
+        key, equals, value = word[2:].partition("=")
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise UserError(f"{word}: has no value; write {word} VALUE")
+            value = rest.pop(0)
+        try:
+            parsed = yaml.load(value, Loader=_Loader)
+        except (yaml.YAMLError, ValueError):
+            parsed = value
+        if key in ("order", "model", "output"):
+            parsed = value  # never a number or a boolean
+        here: dict[str, Any] = overrides
+        *path, last = key.split(".")
+        for part in path:
+            here = here.setdefault(part, {})
+            if not isinstance(here, dict):
+                raise UserError(f"{word}: {part!r} has a value of its own already; give one or the other")
+        here[last] = parsed
+    return overrides
+
+
+def describe(error: ValidationError) -> str:
+    """One line for the first problem of a validation error: the key, the value, the rule, the fix."""
+    problem = error.errors()[0]
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    where = ".".join(str(part) for part in problem["loc"] if part not in ("SplitPaths", "str"))
+    if problem["type"] == "extra_forbidden":
+        known = _fields_at(problem["loc"][:-1])
+        name = str(problem["loc"][-1])
+        hint = f"closest: {closest(name, known)}" if known else "see `kswap schema`"
+        return f"{where}: unknown key; {hint}{more}"
+    if problem["type"] == "missing":
+        return f"{where}: is missing; add it (see `kswap schema`){more}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if not where:
+        return f"{message}{more}"
+    if where == "order":
+        message = "an order is one or more of L (learn), F (forget) and J (joint), such as LF"
+    shown = _one_line(repr(problem["input"]))
+    return f"{where}: {shown} is not allowed: {message}; correct it (see `kswap schema`){more}"
+
+
+def _one_line(text: str, limit: int = 200) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _fields_at(loc: tuple[int | str, ...]) -> list[str]:
+    model: Any = SwapConfig
+    for part in loc:
+        fields = getattr(model, "model_fields", None)
+        if not fields or part not in fields:
+            if model is dict:
+                continue
+            return []
+        annotation = fields[part].annotation
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        model = next((c for c in candidates if hasattr(c, "model_fields")), None)
+        if model is None:
+            return []
+    return list(getattr(model, "model_fields", ()))
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of a YAML config as a user writes it: what a preset supplies is not required."""
+    schema = SwapConfig.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["required"] = ["model"]
+    for name in ("StageConfig", "StagesConfig", "StreamConfig", "TermConfig"):
+        schema["$defs"][name].pop("required", None)
+    schema["properties"]["stages"]["default"] = PRESETS["default"]["stages"]
+    return schema

@@ -1,0 +1,136 @@
+"""The processor of a model, split in two: shape once per image, arithmetic once per batch.
+
+A transformers image processor resizes and crops, then rescales and normalises. `Fitter` runs the
+first half once for each image and keeps uint8, a quarter of the memory; `Pixels` does the second
+half in float32 on the target device. That the two together are the processor is checked on pictures
+of several shapes before any data is read; where it is not so (padding after normalisation, a
+rescale offset), float32 of the whole processor is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from kswap.data.text import one_line
+from kswap.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+TOLERANCE = 1e-5
+PROBE_SIZES = ((96, 64), (64, 96), (300, 300), (24, 30))
+"""Width and height of the pictures the split is checked on."""
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Rescale and normalise: pixels = (images * scale - mean) / std, per channel."""
+
+    scale: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    separable: bool = True
+    """False: the images are float32 and finished."""
+
+    def __call__(self, images: NDArray[Any], device: torch.device | str = "cpu") -> torch.Tensor:
+        """Return `images` (b, H, W, 3) uint8 as (b, 3, H, W) float32 on `device`."""
+        import torch
+
+        batch = np.ascontiguousarray(images)
+        tensor = torch.from_numpy(batch) if batch.flags.writeable else torch.tensor(batch)
+        tensor = tensor.to(device)
+        if not self.separable:
+            return tensor.float()
+        tensor = tensor.permute(0, 3, 1, 2).contiguous().float()
+        mean, std = (
+            torch.tensor(values, dtype=torch.float32, device=tensor.device).view(1, -1, 1, 1)
+            for values in (self.mean, self.std)
+        )
+        # 1 / scale is 255 where scale is 1/255: a quotient rounds as the processor's float64 does
+        return tensor.div_(1 / self.scale).sub_(mean).div_(std)
+
+
+class Fitter:
+    """The half of a processor that gives images the model's size; `pixels` is the other half."""
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+        self.pixels = _pixels_of(processor)
+        if self.pixels.separable and not self._separates():
+            self.pixels = Pixels(scale=1.0, mean=(), std=(), separable=False)
+
+    def __call__(self, image: Image.Image) -> NDArray[Any]:
+        """Return the fitted image: (H, W, 3) uint8, or the whole processor's (3, H, W) float32."""
+        if self.pixels.separable:
+            return self._fit_only(image)
+        return self.whole(image)
+
+    def whole(self, image: Image.Image) -> NDArray[np.float32]:
+        """Return what the whole processor makes of one image, (3, H, W) float32.
+
+        Raises:
+            UserError: the processor fails, or gives something else than one RGB image.
+        """
+        kind = type(self.processor).__name__
+        try:
+            values = self.processor(images=image, return_tensors="pt")["pixel_values"][0]
+        except Exception as error:
+            raise UserError(
+                f"processor {kind}: cannot process an RGB image ({one_line(error)}); correct "
+                "preprocessor_config.json"
+            ) from None
+        pixels = np.asarray(values, dtype=np.float32)
+        if pixels.ndim != 3 or pixels.shape[0] != 3:
+            raise UserError(
+                f"processor {kind}: gives an array of shape {pixels.shape} for one image; "
+                "kswap needs (3, height, width), take a model with an ordinary image processor"
+            )
+        return pixels
+
+    def _fit_only(self, image: Image.Image) -> NDArray[np.uint8]:
+        output = self.processor(images=image, do_rescale=False, do_normalize=False)
+        fitted = np.asarray(output["pixel_values"][0])
+        if fitted.dtype != np.uint8 or fitted.ndim != 3 or fitted.shape[0] != 3:
+            raise TypeError(f"{fitted.dtype} of shape {fitted.shape} is not an 8-bit RGB image")
+        return np.ascontiguousarray(np.moveaxis(fitted, 0, -1))
+
+    def _separates(self) -> bool:
+        noise = np.random.default_rng(0)
+        for width, height in PROBE_SIZES:
+            image = Image.fromarray(noise.integers(0, 256, (height, width, 3), dtype=np.uint8))
+            whole = self.whole(image)
+            try:
+                halves = self.pixels(self._fit_only(image)[None])[0].numpy()
+            except Exception:  # whatever the processor cannot do in halves, it does as a whole
+                return False
+            if whole.shape != halves.shape or not np.allclose(
+                whole, halves, rtol=0, atol=TOLERANCE
+            ):
+                return False
+        return True
+
+
+def _pixels_of(processor: Any) -> Pixels:
+    """Read scale, mean and std off a processor; whether they are all of it is checked later."""
+    rescale = bool(getattr(processor, "do_rescale", False))
+    normalise = bool(getattr(processor, "do_normalize", False))
+    scale = getattr(processor, "rescale_factor", None) if rescale else 1.0
+    mean = _per_channel(getattr(processor, "image_mean", None) if normalise else 0.0)
+    std = _per_channel(getattr(processor, "image_std", None) if normalise else 1.0)
+    if not scale or len(mean) != 3 or len(std) != 3 or not all(std):
+        return Pixels(scale=1.0, mean=(), std=(), separable=False)
+    return Pixels(scale=float(scale), mean=mean, std=std)
+
+
+def _per_channel(value: Any) -> tuple[float, ...]:
+    if value is None or isinstance(value, Mapping):
+        return ()
+    if isinstance(value, int | float):
+        return (float(value),) * 3
+    return tuple(float(part) for part in value)

@@ -1,0 +1,234 @@
+"""What a user may name as data, opened: folders, table files, hub ids, datasets in memory."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from kswap.config import Role, SourceConfig, SplitPaths
+from kswap.data.folders import folder_source
+from kswap.data.hf_tables import dataset_table
+from kswap.data.table import SPLIT_NAMES, Source, Table, source_of_splits
+from kswap.data.text import listed, one_line
+from kswap.errors import UserError
+
+READERS = {
+    ".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".feather": "arrow",
+    ".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".tsv": "csv",
+}  # fmt: skip
+"""Suffix of a table file -> reader of the datasets library."""
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_SUFFIX = re.compile(r"\.[A-Za-z]\w{0,7}")
+
+
+def open_source(role: Role, settings: SourceConfig, in_memory: object = None) -> Source:
+    """Open the data of a role; `in_memory` (Dataset, DatasetDict) stands in for the config's.
+
+    Raises:
+        UserError: there is nothing, or nothing usable, where the user points.
+    """
+    if in_memory is not None:
+        return _memory_source(role, in_memory, settings)
+    data = settings.data
+    if isinstance(data, SplitPaths):
+        parts = {split: getattr(data, split) for split in ("train", "validation", "test")}
+        tables = {
+            split: _single_table(role, split, path, settings)
+            for split, path in parts.items()
+            if path
+        }
+        return source_of_splits(f"{role}.data", tables)
+    if not data.strip():
+        raise UserError(
+            f"{role}.data: is empty; name a folder, a table file or a Hugging Face dataset id"
+        )
+    return _open(role, data, settings)
+
+
+def _single_table(role: Role, split: str, path: str, settings: SourceConfig) -> Table:
+    source = _open(role, path, settings)
+    if len(source.splits) > 1:
+        raise UserError(
+            f"{role}.data.{split}: {source.where} has splits of its own ({listed(source.splits)}); "
+            f"name the part that is the {split} split, or write data: {one_line(path)}"
+        )
+    return next(iter(source.splits.values()))
+
+
+def _open(role: Role, data: str, settings: SourceConfig) -> Source:
+    path = Path(data).expanduser()
+    try:
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except (OSError, ValueError) as error:  # a name too long, a null byte
+        raise UserError(
+            f"{role}.data: {one_line(data)!r} is not a path ({one_line(error)})"
+        ) from None
+    if is_file:
+        return _files_source(path.parent, {"train": [path]}, settings, where=str(path))
+    if is_folder:
+        return _local_folder(path, settings)
+    if _looks_like_path(data):
+        raise UserError(
+            f"{role}.data: {one_line(data)}: there is no such folder or file; "
+            "name an image folder, a table file or a Hugging Face dataset id"
+        )
+    return _hub_source(role, data, settings)
+
+
+def _looks_like_path(data: str) -> bool:
+    return (
+        data.startswith((".", "/", "~"))
+        or data.count("/") > 1
+        or bool(_SUFFIX.fullmatch(Path(data).suffix))
+        or not _HUB_ID.fullmatch(data)
+    )
+
+
+def _local_folder(path: Path, settings: SourceConfig) -> Source:
+    if any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
+        import datasets
+
+        with _reading(str(path)):
+            saved = datasets.load_from_disk(str(path))
+        return _dataset_source(saved, settings, where=str(path), folder=path)
+    for folder in (
+        path,
+        path / "data",
+    ):  # "data" is where the hub keeps the table files of a data set
+        files = _table_files(folder)
+        if files:
+            return _files_source(folder, _by_split(folder, files), settings, where=str(path))
+    return folder_source(path)
+
+
+def _table_files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    try:
+        files = sorted(path for path in folder.iterdir() if path.suffix.lower() in READERS)
+    except OSError as error:
+        raise UserError(
+            f"{one_line(folder)}: cannot be read ({one_line(error.strerror)})"
+        ) from None
+    return [path for path in files if path.is_file() and not path.name.startswith(".")]
+
+
+def _by_split(folder: Path, files: list[Path]) -> dict[str, list[Path]]:
+    """Sort table files by the split at the start of their names; without any, all are one table."""
+    named: dict[str, list[Path]] = {}
+    rest = []
+    for path in files:
+        word = re.split(r"[^a-z]", path.name.lower(), maxsplit=1)[0]
+        if word in SPLIT_NAMES:
+            named.setdefault(word, []).append(path)
+        else:
+            rest.append(path)
+    if not named:
+        return {"train": files}
+    if rest:
+        raise UserError(
+            f"{one_line(folder)}: cannot tell the split of {listed(path.name for path in rest)}; "
+            "start the name with train, validation or test, or move it away"
+        )
+    return named
+
+
+def _files_source(
+    folder: Path, files: Mapping[str, list[Path]], settings: SourceConfig, *, where: str
+) -> Source:
+    import datasets
+
+    kinds = {READERS.get(path.suffix.lower()) for paths in files.values() for path in paths}
+    if len(kinds) != 1 or None in kinds:
+        names = listed(path.name for paths in files.values() for path in paths)
+        raise UserError(
+            f"{one_line(where)}: {names}: not table files of one known kind; name files of one of "
+            f"{listed(READERS)}"
+        )
+    (kind,) = kinds
+    options = (
+        {"sep": "\t"}
+        if any(p.suffix.lower() == ".tsv" for ps in files.values() for p in ps)
+        else {}
+    )
+    patterns = {
+        split: [glob.escape(str(path.absolute())) for path in paths]
+        for split, paths in files.items()
+    }
+    with _reading(where):
+        loaded = datasets.load_dataset(kind, data_files=patterns, **options)
+    return _dataset_source(loaded, settings, where=where, folder=folder)
+
+
+def _hub_source(role: Role, name: str, settings: SourceConfig) -> Source:
+    import datasets
+
+    missing = f"{role}.data: {name!r} is no folder or file here, and as a Hugging Face dataset it"
+    with _reading(missing):
+        loaded = datasets.load_dataset(name)
+    return _dataset_source(loaded, settings, where=name, folder=None, allow_paths=False)
+
+
+def _memory_source(role: Role, value: object, settings: SourceConfig) -> Source:
+    import datasets
+
+    parts = value.values() if isinstance(value, Mapping) else [value]
+    kinds = {type(part).__name__ for part in parts if not isinstance(part, datasets.Dataset)}
+    if kinds or not parts:
+        raise UserError(
+            f"{role}: data in memory of type {listed(kinds) or type(value).__name__}; "
+            "give a datasets.Dataset or a DatasetDict (a stream can be turned into one with "
+            "Dataset.from_generator)"
+        )
+    return _dataset_source(value, settings, where=f"{role} dataset", folder=None)
+
+
+def _dataset_source(
+    loaded: Any,
+    settings: SourceConfig,
+    *,
+    where: str,
+    folder: Path | None,
+    allow_paths: bool = True,
+) -> Source:
+    where = one_line(where)
+    if not isinstance(loaded, Mapping):
+        loaded = {"train": loaded}
+    tables = {}
+    for split, dataset in loaded.items():
+        place = where if len(loaded) == 1 else f"{where} [{split}]"
+        tables[str(split)] = dataset_table(
+            dataset, settings, where=place, folder=folder, allow_paths=allow_paths
+        )
+    return source_of_splits(where, tables)
+
+
+@contextmanager
+def _reading(where: str) -> Iterator[None]:
+    """Load quietly; every failure of the datasets library becomes one line."""
+    from datasets.utils import (
+        disable_progress_bars,
+        enable_progress_bars,
+        is_progress_bar_enabled,
+    )
+
+    restore: Callable[[], None] = (
+        enable_progress_bars if is_progress_bar_enabled() else disable_progress_bars
+    )
+    disable_progress_bars()
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # not found, offline, gated, damaged, needs a script of its own …
+        cause = error.__cause__ or error
+        raise UserError(
+            f"{one_line(where)}: cannot be loaded ({type(cause).__name__}: {one_line(cause)}); "
+            "check the name, the file and the network"
+        ) from None
+    finally:
+        restore()

@@ -1,0 +1,32 @@
+"""Words for messages: what a user named may hold line breaks or be very long, a message may not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+NAME_LIMIT = 10
+TEXT_LIMIT = 240
+
+
+def one_line(text: object, limit: int = TEXT_LIMIT) -> str:
+    """Return `text` on one line, cut in the middle beyond `limit` characters."""
+    line = " ".join(str(text).split())
+    if len(line) <= limit:
+        return line
+    return f"{line[: limit // 2]}…{line[-(limit // 2) :]}"
+
+
+def listed(names: Iterable[object], limit: int = NAME_LIMIT) -> str:
+    """Return the first `limit` names, joined, and how many more there are."""
+    words = [one_line(name, 100) for name in names]
+    more = f" and {len(words) - limit} more" if len(words) > limit else ""
+    return ", ".join(words[:limit]) + more
+
+
+def count(number: int, noun: str) -> str:
+    """Return `1 image`, `2 images`, `2 classes`, `2 copies`."""
+    if number == 1:
+        return f"1 {noun}"
+    if noun.endswith("s"):
+        return f"{number} {noun}es"
+    return f"{number} {noun[:-1]}ies" if noun.endswith("y") else f"{number} {noun}s"

@@ -1,0 +1,41 @@
+"""The demo: a swap on what ships with the package; no network.
+
+`assets/` holds a slice of CIFAR-10, a small vision transformer that knows seven of its classes, and the
+reference that never saw the classes to forget; scripts/make_demo_classification.py made them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from kswap.config import SwapConfig
+
+_ASSETS = Path(__file__).parent / "assets"
+
+
+def demo_config(task: str, output: Path, overrides: Sequence[str] = ()) -> SwapConfig:
+    """Return the config of a demo; its base model is written beside the run folder's name, as OUTPUT-base.
+
+    Raises:
+        UserError: an override is wrong or the folder cannot be written.
+    """
+    from kswap.demo.packing import write_model
+    from kswap.files import disk_errors
+
+    assets = _ASSETS / task
+    images = {"train": str(assets / "train.parquet"), "test": str(assets / "test.parquet")}
+    base = output.with_name(output.name + "-base")
+    config = SwapConfig.from_mapping(
+        {
+            "model": str(base),
+            "learn": {"data": images, "classes": ["horse", "ship", "truck"]},
+            "forget": {"data": images, "classes": ["cat", "frog"]},
+            "retain": {"data": images},
+            "output": str(output),
+        },
+        overrides,
+    )
+    with disk_errors(f"output {base}"):
+        write_model(assets / "base", base)
+    return config

@@ -1,0 +1,37 @@
+"""What a number depends on besides the config: versions and commits."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import kswap
+
+
+def describe_environment(*, model_commit: str | None) -> dict[str, Any]:
+    """Return versions of what computes, the commit of kswap (from a checkout) and of the model (from the hub)."""
+    packages = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy", "pillow")
+    return {
+        "kswap": kswap.__version__,
+        "commit": _commit(),
+        "model_commit": model_commit,
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in packages},
+    }
+
+
+def _commit() -> str | None:
+    """Return the commit of the checkout this package lies in; None where it is installed elsewhere."""
+    here = Path(__file__).resolve().parent
+    if here.parent.name != "src":
+        return None
+    try:
+        asked = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return asked.stdout.strip()

@@ -1,0 +1,36 @@
+"""What goes wrong, in the user's words.
+
+A `UserError` is a mistake that the user can mend: its message is one line that names the value, the
+rule and the fix. The command line prints it and leaves with status 2; every other exception is a bug.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake of the user's: one line with the value, the rule and the fix."""
+
+
+class DiskFullError(UserError):
+    """The disk is full; what was written before is intact."""
+
+
+class NonFiniteLossError(UserError):
+    """A term of the loss is not finite; the last good state is kept."""
+
+
+class Terminated(SystemExit):
+    """SIGTERM was received and the state is saved; leaves with status 143."""
+
+    def __init__(self) -> None:
+        super().__init__(143)
+
+
+def closest(name: str, known: Iterable[str], *, limit: int = 3) -> str:
+    """Return the known names nearest to `name`, quoted and joined, for the end of an error message."""
+    by_lower = {candidate.lower(): candidate for candidate in known}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=limit, cutoff=0.4)
+    return ", ".join(repr(by_lower[key]) for key in near) or "none is close"

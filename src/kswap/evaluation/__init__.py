@@ -1,0 +1,56 @@
+"""Scores of every role, before the first stage and after each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from kswap.config import ROLES, Role, Split
+from kswap.data import SwapData
+from kswap.tasks import Task
+
+
+def score_roles(
+    model: nn.Module,
+    task: Task,
+    data: SwapData,
+    *,
+    split: Split,
+    num_rows: int,
+    batch_size: int,
+    pixels: Callable[[Any], Any] | None = None,
+) -> dict[str, Any]:
+    """Return `{"scores": {role: float | None}, "per_class": {class name: float}}` on one split.
+
+    Args:
+        model: answers with logits.
+        task: how it is scored.
+        data: the sets of all roles. A role without images has the score None.
+        split: which split.
+        num_rows: classes that the model may answer; classes behind them score 0.
+        batch_size: images in a forward.
+        pixels: in place of `data.pixels` (another device).
+    """
+    scores: dict[Role, float | None] = dict.fromkeys(ROLES)
+    per_class: dict[str, float] = {}
+    for role in ROLES:
+        images = data.sets.get(role, {}).get(split)
+        if images is None or not len(images):
+            continue
+        scored = task.score(
+            model, images, pixels=pixels or data.pixels, num_rows=num_rows, batch_size=batch_size
+        )
+        scores[role] = round(scored.total, 6)
+        per_class |= {data.id2label[c]: round(v, 6) for c, v in scored.per_class.items()}
+    return {"scores": scores, "per_class": per_class}
+
+
+def same_scores(one: Mapping[str, Any], other: Mapping[str, Any], tolerance: float = 1e-4) -> bool:
+    """Whether two `scores` mappings agree."""
+    return all(
+        (one[role] is None) == (other[role] is None)
+        and abs((one[role] or 0.0) - (other[role] or 0.0)) <= tolerance
+        for role in ROLES
+    )

@@ -1,0 +1,169 @@
+"""LoRA on the feed-forward linears, by PEFT, with the head saved beside it.
+
+One adapter serves all stages. A is Kaiming-uniform (a = sqrt 5), B is 0, so that the adapted model starts as
+the base bit for bit. PEFT matches module names by suffix; here exactly the named modules are hit, or it is an
+error.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from peft.utils.other import ModulesToSaveWrapper
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from kswap.config import AdapterConfig
+from kswap.models.head import head_linear
+from kswap.models.structure import FfnBlock, shown
+
+ADAPTER_NAME = "default"
+
+
+class AdapterNotMovedError(RuntimeError):
+    """A stage has ended and some adapter tensors are what they were when it began."""
+
+
+def attach(
+    model: PreTrainedModel,
+    blocks: Sequence[FfnBlock],
+    config: AdapterConfig,
+    *,
+    head_names: Sequence[str],
+    seed: int,
+    head_train: Literal["new", "all", "none"] = "new",
+) -> PeftModel:
+    """Wrap `model` by PEFT: LoRA on the linears of `blocks`; the heads are part of the adapter.
+
+    Args:
+        model: A bare model, head already extended. It is changed in place.
+        blocks: From `find_ffn_blocks`.
+        config: Rank, scale, dropout.
+        head_names: From `find_heads`.
+        seed: Seed of the A matrices; the global generator is untouched.
+        head_train: none freezes the heads; for new, also call `freeze_old_rows`.
+
+    Raises:
+        RuntimeError: PEFT hit other modules than the named ones.
+    """
+    was_training = model.training
+    linears = [name for block in blocks for name in block.linears]
+    lora = LoraConfig(
+        r=config.rank,
+        lora_alpha=config.rank * config.scale,  # type: ignore[arg-type]  # PEFT divides it by r; any number does
+        lora_dropout=config.dropout,
+        target_modules=r"(?:" + "|".join(re.escape(name) for name in linears) + r")",  # matched whole
+        modules_to_save=list(head_names),
+    )
+    with torch.random.fork_rng(devices=[]):  # PEFT's own init draws from the global generator
+        wrapped = get_peft_model(model, lora, adapter_name=ADAPTER_NAME)
+    if not isinstance(wrapped, PeftModel):
+        raise TypeError(f"PEFT returned a {type(wrapped).__name__}")
+    _check_hits(wrapped, linears, head_names)
+    generator = torch.Generator().manual_seed(seed)
+    for name in linears:
+        down, up = _lora_pair(wrapped, name)
+        start = torch.empty(down.shape)
+        nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=generator)
+        with torch.no_grad():
+            down.copy_(start)
+            up.zero_()
+    for name in head_names:
+        head_linear(wrapped, name).requires_grad_(head_train != "none")
+    return wrapped.train(was_training)
+
+
+def adapter_groups(peft_model: PeftModel, blocks: Sequence[FfnBlock]) -> dict[str, list[nn.Parameter]]:
+    """Return the LoRA matrices of each block: the groups of the group lasso.
+
+    Raises:
+        RuntimeError: a LoRA parameter is in no group or in two.
+    """
+    groups = {
+        block.name: [matrix for name in block.linears for matrix in _lora_pair(peft_model, name)]
+        for block in blocks
+    }
+    grouped = [id(matrix) for matrices in groups.values() for matrix in matrices]
+    existing = {id(parameter) for parameter in adapter_tensors(peft_model).values()}
+    if len(grouped) != len(set(grouped)) or set(grouped) != existing:
+        raise RuntimeError(
+            f"the blocks hold {len(grouped)} LoRA matrices ({len(set(grouped))} different), "
+            f"the model has {len(existing)}; every matrix belongs to exactly one group"
+        )
+    return groups
+
+
+def adapter_tensors(peft_model: PeftModel) -> dict[str, nn.Parameter]:
+    """Return every LoRA matrix by its parameter name."""
+    return {
+        name: parameter
+        for name, parameter in peft_model.named_parameters()
+        if ".lora_A." in name or ".lora_B." in name
+    }
+
+
+def snapshot(peft_model: PeftModel) -> dict[str, Tensor]:
+    """Copy every LoRA matrix, to compare with at the end of a stage."""
+    return {name: tensor.detach().clone() for name, tensor in adapter_tensors(peft_model).items()}
+
+
+def check_moved(
+    before: Mapping[str, Tensor],
+    peft_model: PeftModel,
+    *,
+    stage: str,
+    num_steps: int | None = None,
+) -> None:
+    """Raise unless every LoRA matrix differs from its snapshot.
+
+    Exempt are pairs A, B that are both exactly zero (their group was zeroed by the proximal step), and, after
+    a single step from B = 0, the A of that pair, whose gradient is exactly zero then.
+
+    Raises:
+        AdapterNotMovedError: it names the tensors.
+    """
+    now = adapter_tensors(peft_model)
+    still = []
+    for name, tensor in now.items():
+        if not torch.equal(tensor.detach(), before[name]):
+            continue
+        partner = _partner(name)
+        if not tensor.any() and not now[partner].any():
+            continue
+        if num_steps == 1 and ".lora_A." in name and not before[partner].any():
+            continue
+        still.append(name)
+    if still:
+        raise AdapterNotMovedError(
+            f"stage {stage}: {len(still)} of {len(now)} adapter tensors never moved: {shown(still)}"
+        )
+
+
+def _partner(name: str) -> str:
+    if ".lora_A." in name:
+        return name.replace(".lora_A.", ".lora_B.")
+    return name.replace(".lora_B.", ".lora_A.")
+
+
+def _lora_pair(peft_model: PeftModel, name: str) -> tuple[nn.Parameter, nn.Parameter]:
+    """Return A (rank, in_features) and B (out_features, rank) of one linear."""
+    layer: Any = peft_model.get_base_model().get_submodule(name)
+    return layer.lora_A[ADAPTER_NAME].weight, layer.lora_B[ADAPTER_NAME].weight
+
+
+def _check_hits(peft_model: PeftModel, linears: Collection[str], heads: Collection[str]) -> None:
+    base = peft_model.get_base_model()
+    adapted = {name for name, module in base.named_modules() if isinstance(module, LoraLayer)}
+    saved = {name for name, module in base.named_modules() if isinstance(module, ModulesToSaveWrapper)}
+    for what, hit, wanted in (("LoRA", adapted, set(linears)), ("the head", saved, set(heads))):
+        if hit != wanted:
+            raise RuntimeError(
+                f"PEFT put {what} on the wrong modules: {shown(sorted(hit - wanted))} too many, "
+                f"{shown(sorted(wanted - hit))} missing"
+            )

@@ -1,0 +1,210 @@
+"""What a swap leaves on disk: the adapter (PEFT) and the merged model (transformers), readable without kswap.
+
+Every folder is written under a temporary name beside its target and renamed when complete, so that a killed
+process leaves the old one or the new one.
+
+Why `adapter/` needs the extended config. Its head has more rows than the base's. PEFT loads a saved module
+into a copy of the module it finds (`ModulesToSaveWrapper`), by `load_state_dict`, and PyTorch compares shapes
+there before anything else (also with `assign=True`); no PEFT method changes the number of outputs of a layer
+(LoRA and its kin add to the base's output). So `PeftModel.from_pretrained(base, "adapter")` on the base with
+its *old* number of labels stops with a size mismatch, and no content of the folder can change that. The base
+loaded with the adapter's `config.json` has the right shape; the rows that loading makes up for it are
+replaced by the adapter's.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from kswap.errors import UserError
+from kswap.models.adapter import ADAPTER_NAME
+from kswap.models.loading import load_base, quiet
+
+_RECIPE = '''\
+---
+base_model: {base}
+library_name: peft
+---
+# Adapter
+
+LoRA matrices and the class head for `{base}`, made by [kswap](https://pypi.org/project/kswap).
+
+```python
+import torch
+from peft import PeftModel
+from transformers import AutoConfig, AutoImageProcessor, {auto_class}
+
+config = AutoConfig.from_pretrained("{folder}")  # this folder: it knows the extended label map
+base = {auto_class}.from_pretrained("{base}", config=config, ignore_mismatched_sizes=True)
+model = PeftModel.from_pretrained(base, "{folder}").eval()
+processor = AutoImageProcessor.from_pretrained("{folder}")
+```
+
+`ignore_mismatched_sizes=True` because the head has {num_labels} rows here and fewer in the base; the rows that
+transformers makes up at that line are replaced by those in this folder at the next. Without the config the last
+line stops with a size mismatch.
+'''
+
+
+def save_adapter(peft_model: PeftModel, to_dir: str | Path, *, base_name: str, processor: Any) -> Path:
+    """Write the adapter as a standard PEFT folder: LoRA, head, label map, image processor, recipe.
+
+    Args:
+        peft_model: From `attach`, trained.
+        to_dir: Folder to write; replaced when it exists.
+        base_name: Hub id or folder of the base, as the user named it.
+        processor: Image processor.
+    """
+    to_dir = Path(to_dir)
+
+    def write(folder: Path) -> None:
+        lora = peft_model.peft_config[ADAPTER_NAME]
+        lora.base_model_name_or_path = base_name
+        with quiet():
+            peft_model.save_pretrained(str(folder), save_embedding_layers=False)
+            _plain_config(peft_model.get_base_model()).save_pretrained(folder)
+            processor.save_pretrained(folder)
+        _sort_targets(folder / "adapter_config.json")
+        text = _RECIPE.format(
+            base=base_name,
+            folder=to_dir.name,
+            auto_class="AutoModelForImageClassification",
+            num_labels=peft_model.get_base_model().config.num_labels,
+        )
+        (folder / "README.md").write_text(text, encoding="utf-8")
+
+    return write_folder(to_dir, write)
+
+
+def merged_model(peft_model: PeftModel, *, kswap: Mapping[str, Any] | None = None) -> PreTrainedModel:
+    """Return a copy with the adapter folded in, in eval mode; the training model is untouched.
+
+    Args:
+        peft_model: From `attach`.
+        kswap: What `config.kswap` of the copy says, such as {"forgotten": [...], "learned": [...]}.
+    """
+    merged = copy.deepcopy(peft_model).merge_and_unload()
+    if not isinstance(merged, PreTrainedModel):
+        raise TypeError(f"merging gave a {type(merged).__name__}")
+    for parameter in merged.parameters():
+        parameter.requires_grad_(True)
+        parameter.grad = None
+    if kswap is not None:
+        merged.config.kswap = dict(kswap)  # type: ignore[attr-defined]
+    return merged.eval()
+
+
+def save_merged(
+    peft_model: PeftModel, to_dir: str | Path, *, processor: Any, kswap: Mapping[str, Any]
+) -> Path:
+    """Write the merged model as a standard transformers folder (safetensors); see `merged_model`."""
+    return save_model(merged_model(peft_model, kswap=kswap), to_dir, processor=processor)
+
+
+def save_model(model: PreTrainedModel, to_dir: str | Path, *, processor: Any) -> Path:
+    """Write a bare model and its processor as a standard transformers folder, in one rename."""
+
+    def write(folder: Path) -> None:
+        with quiet():
+            model.save_pretrained(folder)
+            processor.save_pretrained(folder)
+
+    return write_folder(Path(to_dir), write)
+
+
+def load(run_dir: str | Path) -> tuple[PreTrainedModel, Any]:
+    """Return the model and the processor of a finished run (RUN/model).
+
+    Raises:
+        UserError: the folder is no run, or the run is not finished.
+    """
+    folder = Path(run_dir) / "model"
+    if not folder.is_dir():
+        raise UserError(f"{run_dir}: has no model folder; name the folder of a finished run")
+    loaded = load_base(str(folder))
+    return loaded.model, loaded.processor
+
+
+def trainable_state(peft_model: PeftModel) -> dict[str, Tensor]:
+    """Copy the LoRA matrices and the heads, for a checkpoint."""
+    return {
+        name: tensor.detach().cpu().clone()
+        for name, tensor in peft_model.named_parameters()
+        if _is_adapter_part(name)
+    }
+
+
+def load_trainable_state(peft_model: PeftModel, state: Mapping[str, Tensor]) -> None:
+    """Write a state from `trainable_state` back, in place.
+
+    Raises:
+        ValueError: a tensor is missing, too many, or has another shape.
+    """
+    own = {name: tensor for name, tensor in peft_model.named_parameters() if _is_adapter_part(name)}
+    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if missing or extra:
+        raise ValueError(
+            f"the state does not fit the model: missing {_few(missing)}, too many {_few(extra)}"
+        )
+    for name, tensor in own.items():
+        if tensor.shape != state[name].shape:
+            raise ValueError(
+                f"{name} has shape {tuple(state[name].shape)} in the state, {tuple(tensor.shape)} in the model"
+            )
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
+
+
+def write_folder(to_dir: Path, write: Callable[[Path], None]) -> Path:
+    """Let `write` fill a temporary folder beside `to_dir`, then put it in place of `to_dir`."""
+    to_dir.parent.mkdir(parents=True, exist_ok=True)
+    fresh = to_dir.with_name(f".{to_dir.name}.new-{os.getpid()}")
+    stale = to_dir.with_name(f".{to_dir.name}.old-{os.getpid()}")
+    for folder in (fresh, stale):
+        shutil.rmtree(folder, ignore_errors=True)
+    try:
+        fresh.mkdir()
+        write(fresh)
+        if to_dir.exists():
+            to_dir.rename(stale)
+        fresh.rename(to_dir)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(stale, ignore_errors=True)
+    return to_dir
+
+
+def _is_adapter_part(name: str) -> bool:
+    marks = (".lora_A.", ".lora_B.", f".modules_to_save.{ADAPTER_NAME}.")
+    return any(mark in name for mark in marks)
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "none"
+
+
+def _plain_config(model: Any) -> Any:
+    config = copy.deepcopy(model.config)
+    config.architectures = [type(model).__name__]
+    return config
+
+
+def _sort_targets(config_path: Path) -> None:
+    """Make adapter_config.json the same bytes for the same adapter (PEFT writes sets in any order)."""
+    values = json.loads(config_path.read_text(encoding="utf-8"))
+    for key in ("target_modules", "modules_to_save"):
+        if isinstance(values.get(key), list):
+            values[key] = sorted(values[key])
+    config_path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,313 @@
+"""The class layer: find it, give it rows for learned classes, take rows of forgotten ones away.
+
+A head is a linear whose output reaches the logits with no other linear after it; models distilled with a
+teacher token (DeiT, LeViT) have two, whose logits are averaged. Old rows stay bit-equal at every change.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from kswap.errors import UserError
+from kswap.models.structure import linear_names, shown
+from kswap.models.trace import Node, trace
+
+_MARGIN = 1.0
+"""Nats by which a new row leads at its own class mean (class-mean init)."""
+
+
+def find_heads(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of the linears that produce the class logits of a bare model, in forward order.
+
+    Raises:
+        UserError: there is none.
+    """
+    config: Any = model.config
+    graph = trace(model)
+    logits = [node for name, node in graph.outputs.items() if "logits" in name]
+    found: dict[str, int] = {}
+    stack, seen = logits, set[Node]()
+    while stack:
+        node = stack.pop()
+        if node in seen or node.kind in ("mix", "input", "constant"):
+            continue
+        seen.add(node)
+        if node.kind != "linear":
+            stack.extend(node.parents)
+            continue
+        linear = model.get_submodule(node.linear)
+        if isinstance(linear, nn.Linear) and linear.out_features == config.num_labels:
+            found.setdefault(node.linear, node.order)
+    if not found:
+        raise UserError(
+            f"{type(model).__name__}: no linear layer with {config.num_labels} outputs produces its logits; "
+            f"name a classifier with a linear head (linear layers seen: {shown(linear_names(model)[::-1])})"
+        )
+    return tuple(sorted(found, key=found.__getitem__))
+
+
+def head_linear(model: nn.Module, name: str) -> nn.Linear:
+    """Return the head that computes: of a bare model, or the trained copy inside a PEFT model."""
+    base: nn.Module = model.get_base_model() if hasattr(model, "get_base_model") else model
+    module: Any = base.get_submodule(name)
+    if hasattr(module, "modules_to_save"):
+        module = module.modules_to_save[module.active_adapter]
+    if not isinstance(module, nn.Linear):
+        raise TypeError(f"{name} is a {type(module).__name__}, not a linear head")
+    return module
+
+
+@contextlib.contextmanager
+def recorded_head_inputs(model: nn.Module, heads: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Within the context every forward writes the features each head receives, with their graph.
+
+    Yields:
+        Head name -> features (batch, in_features) of the latest forward.
+    """
+    features: dict[str, Tensor] = {}
+
+    def recorder(name: str) -> Any:
+        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            given = args[0]
+            features[name] = given if given.ndim == 2 else given.flatten(1)
+
+        return hook
+
+    handles = [
+        head_linear(model, name).register_forward_pre_hook(recorder(name)) for name in heads
+    ]
+    try:
+        yield features
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def head_inputs(
+    model: nn.Module, pixel_values: Tensor, heads: Sequence[str] | None = None
+) -> dict[str, Tensor]:
+    """Return what each head receives for a batch, without gradients, in eval mode.
+
+    Args:
+        model: A bare model, or a PEFT model with `heads` given.
+        pixel_values: Images (batch, channels, height, width).
+        heads: Names from `find_heads`; found again (one more forward) when left out.
+
+    Returns:
+        Head name -> features (batch, in_features).
+    """
+    heads = find_heads(model) if heads is None else heads
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), recorded_head_inputs(model, heads) as features:
+            model(pixel_values=pixel_values)
+    finally:
+        model.train(was_training)
+    return {name: features[name].detach() for name in heads}
+
+
+def extend_head(
+    model: nn.Module,
+    id2label: Mapping[int, str],
+    *,
+    init: Literal["class-mean", "random"],
+    seed: int,
+    class_means: Mapping[str, Tensor] | None = None,
+    base_means: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Append one row for each new class to every head, in place; the config's label maps follow.
+
+    random: weights Xavier-uniform over the matrix of new rows, `U(-a, a)` with
+    `a = sqrt(6 / (num_new + in_features))`, bias 0, from a generator of its own (the global one is untouched).
+
+    class-mean: with the mean feature `mu_c` of new class c, a centre `mu`, and rho the mean norm of old rows,
+
+        w_c = rho * (mu_c - mu) / ||mu_c - mu||
+        b_c = level - w_c . mu
+
+    so that all new rows answer `level` at the centre and, by Cauchy-Schwarz, row c leads the new rows at
+    mu_c. `level` is the mean old logit at `mu` (an image of no class in particular favours neither side),
+    raised as little as needed for each new row to lead the old ones by 1 nat at its own mean. A head without
+    bias takes the same weights. The centre is `base_means`, the mean feature over the images the base already
+    knows; without it the mean of the given class means, or the origin where there is one new class only.
+
+    Args:
+        model: A bare model.
+        id2label: The whole map after the extension; old ids keep their names.
+        init: Start of the new rows.
+        seed: Seed of random rows.
+        class_means: For class-mean: head name -> (num_new, in_features), in the order of the new ids.
+        base_means: For class-mean: head name -> (in_features,).
+
+    Raises:
+        ValueError: the map does not extend the model's, or class means are missing or misshapen.
+    """
+    config: Any = model.config
+    num_old = int(config.num_labels)
+    _check_extension(config, id2label)
+    num_new = len(id2label) - num_old
+    generator = torch.Generator().manual_seed(seed)
+    rows: dict[str, tuple[Tensor, Tensor]] = {}
+    heads = find_heads(model)
+    for name in heads:
+        head = head_linear(model, name)
+        if num_new and init == "random":
+            weight = torch.empty(num_new, head.in_features)
+            nn.init.xavier_uniform_(weight, generator=generator)
+            rows[name] = weight, torch.zeros(num_new)
+        elif num_new:
+            means = _means(class_means, name, (num_new, head.in_features))
+            centre = None if base_means is None else _means(base_means, name, (head.in_features,))
+            rows[name] = class_mean_rows(head, means, centre)
+    for name, (weight, bias) in rows.items():
+        head = head_linear(model, name)
+        old_bias = None if head.bias is None else head.bias.detach()
+        _replace_rows(
+            head,
+            torch.cat([head.weight.detach(), weight.to(head.weight)]),
+            None if old_bias is None else torch.cat([old_bias, bias.to(old_bias)]),
+        )
+    _set_labels(model, dict(id2label), num_old)
+
+
+def class_mean_rows(head: nn.Linear, means: Tensor, centre: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the class-mean weight and bias of new rows; see `extend_head` for the equations.
+
+    Args:
+        head: The old head, K rows.
+        means: Mean feature of each new class (num_new, in_features).
+        centre: The point mu (in_features,).
+
+    Returns:
+        weight (num_new, in_features) and bias (num_new,), in double precision's rounding of float32.
+    """
+    weight = head.weight.detach().double().cpu()
+    bias = torch.zeros(len(weight)).double() if head.bias is None else head.bias.detach().double().cpu()
+    means = means.double().cpu()
+    if centre is None:
+        centre = means.mean(0) if len(means) > 1 else torch.zeros_like(means[0])
+    centre = centre.double().cpu()
+    offsets = means - centre
+    distances = offsets.norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
+    rho = weight.norm(dim=1).mean()
+    rows = rho * offsets / distances[:, None]
+    old_at_means = (means @ weight.T + bias).max(dim=1).values
+    at_centre = (weight @ centre + bias).mean()
+    level = torch.maximum(at_centre, (old_at_means + _MARGIN - rho * distances).max())
+    return rows.float(), (level - rows @ centre).float()
+
+
+def drop_rows(model: nn.Module, class_ids: Collection[int]) -> None:
+    """Remove the rows of these classes from every head, in place; the rest are numbered anew in order.
+
+    Raises:
+        ValueError: an id is not in the model, or no class would be left.
+    """
+    config: Any = model.config
+    labels = {int(key): str(value) for key, value in config.id2label.items()}
+    unknown = sorted(set(class_ids) - set(labels))
+    if unknown:
+        raise ValueError(f"class ids {unknown} are not in the model; ids go from 0 to {len(labels) - 1}")
+    kept = [index for index in sorted(labels) if index not in set(class_ids)]
+    if not kept:
+        raise ValueError(f"all {len(labels)} classes would be dropped; leave at least one")
+    for name in find_heads(model):
+        head = head_linear(model, name)
+        bias = None if head.bias is None else head.bias.detach()[kept].clone()
+        _replace_rows(head, head.weight.detach()[kept].clone(), bias)
+    _set_labels(model, {new: labels[old] for new, old in enumerate(kept)}, len(labels))
+
+
+def freeze_old_rows(model: nn.Module, names: Sequence[str], num_old: int) -> list[RemovableHandle]:
+    """Zero the gradient of the first `num_old` rows of the heads at every backward.
+
+    AdamW without weight decay then adds exactly 0 to them, so they stay bit-equal.
+
+    Returns:
+        Handles; `.remove()` lets the rows train again.
+    """
+
+    def keep(gradient: Tensor) -> Tensor:
+        gradient = gradient.clone()
+        gradient[:num_old] = 0
+        return gradient
+
+    return [
+        parameter.register_hook(keep)
+        for name in names
+        for parameter in head_linear(model, name).parameters()
+        if parameter.requires_grad
+    ]
+
+
+def _check_extension(config: Any, id2label: Mapping[int, str]) -> None:
+    old = {int(key): str(value) for key, value in config.id2label.items()}
+    if sorted(id2label) != list(range(len(id2label))):
+        raise ValueError(f"id2label has ids {sorted(id2label)}; they must be 0, 1, 2 … without a gap")
+    moved = [key for key, value in old.items() if id2label.get(key) != value]
+    if moved:
+        raise ValueError(
+            f"id2label renames or drops class {moved[0]} ({old[moved[0]]!r}); an extension keeps old classes"
+        )
+
+
+def _means(given: Mapping[str, Tensor] | None, name: str, shape: tuple[int, ...]) -> Tensor:
+    if given is None or name not in given:
+        raise ValueError(f"class-mean init needs the mean features of head {name!r}; pass them, or init random")
+    if tuple(given[name].shape) != shape:
+        raise ValueError(f"means of head {name!r} have shape {tuple(given[name].shape)}, not {shape}")
+    if not torch.isfinite(given[name]).all():
+        raise ValueError(f"means of head {name!r} are not finite; check the images and the base model")
+    return given[name].detach()
+
+
+def _replace_rows(head: nn.Linear, weight: Tensor, bias: Tensor | None) -> None:
+    head.weight = nn.Parameter(weight, requires_grad=head.weight.requires_grad)
+    if bias is not None:
+        head.bias = nn.Parameter(bias, requires_grad=head.bias.requires_grad)
+    head.out_features = len(weight)
+
+
+def _set_labels(model: nn.Module, id2label: dict[int, str], num_before: int) -> None:
+    """Write the label maps into the config, and the count wherever a module of the model keeps it."""
+    config: Any = model.config
+    config.id2label = id2label
+    config.label2id = {label: index for index, label in id2label.items()}
+    for module in model.modules():
+        if vars(module).get("num_labels") == num_before:
+            module.num_labels = len(id2label)
+
+
+@torch.no_grad()
+def set_new_rows(
+    model: nn.Module, name: str, *, num_old: int, class_means: Tensor, centre: Tensor
+) -> None:
+    """Start the rows behind the first `num_old` from class means, in place; equations in `extend_head`.
+
+    For a head that was extended earlier, when the features of its new classes are known at last: a stage that
+    forgets before the first one that learns changes them.
+
+    Args:
+        model: A bare or PEFT model.
+        name: From `find_heads`.
+        num_old: Rows that stay as they are.
+        class_means: (num_new, in_features), in the order of the new ids.
+        centre: (in_features,).
+    """
+    head = head_linear(model, name)
+    bias = None if head.bias is None else head.bias[:num_old]
+    old = nn.Linear(head.in_features, num_old, bias=bias is not None, device=head.weight.device)
+    old.weight.copy_(head.weight[:num_old])
+    if bias is not None:
+        old.bias.copy_(bias)
+    weight, new_bias = class_mean_rows(old, class_means, centre)
+    head.weight[num_old:] = weight.to(head.weight)
+    if head.bias is not None:
+        head.bias[num_old:] = new_bias.to(head.bias)

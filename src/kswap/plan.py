@@ -1,0 +1,105 @@
+"""The stages of a run, as data: an order string becomes a tuple of stages.
+
+A role is a function of class and stage. Before the first stage that forgets, a forget class is an ordinary
+retained one; before the first that learns, a learn class is not there at all. Once learned, learn classes
+are protected by the terms that name their role; once forgotten, forget classes stay so by theirs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kswap.config import Role, StageConfig, StageKind, SwapConfig
+from kswap.errors import UserError
+
+_KINDS: dict[str, tuple[StageKind, tuple[Role, ...]]] = {
+    "L": ("learn", ("learn",)),
+    "F": ("forget", ("forget",)),
+    "J": ("joint", ("learn", "forget")),
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: what it aims at, what it protects, and its settings with only what is active in it."""
+
+    index: int
+    """1 for the first stage."""
+    kind: StageKind
+    target: tuple[Role, ...]
+    """Roles the stage is there for."""
+    protected: tuple[Role, ...]
+    """Roles of earlier stages, and retain, whose terms keep what was reached."""
+    config: StageConfig
+    """Streams and terms of the roles that are active; all others are taken out."""
+
+    @property
+    def name(self) -> str:
+        """Name in results.json: `1-learn`, `2-forget` ..."""
+        return f"{self.index}-{self.kind}"
+
+    @property
+    def active(self) -> tuple[Role, ...]:
+        """Roles that have terms in this stage."""
+        return (*self.target, *self.protected)
+
+    @property
+    def forgets(self) -> bool:
+        """Whether forget classes are masked out of what the base model teaches."""
+        return "forget" in self.active
+
+    @property
+    def knows_learned(self) -> bool:
+        """Whether the rows of the learn classes take part."""
+        return "learn" in self.active
+
+    def role_of(self, role: Role) -> Role | None:
+        """Return the role that units of `role` have at this stage; None: not part of it."""
+        if role in self.active:
+            return role
+        return "retain" if role == "forget" else None
+
+
+def plan(config: SwapConfig) -> tuple[Stage, ...]:
+    """Turn `config.order` into stages.
+
+    Raises:
+        UserError: a stage is left without a term for what it is there for.
+    """
+    stages: list[Stage] = []
+    done: list[Role] = ["retain"] if config.retain is not None else []
+    for index, letter in enumerate(config.order, start=1):
+        kind, target = _KINDS[letter]
+        protected = tuple(role for role in done if role not in target)
+        settings = _active(getattr(config.stages, kind), (*target, *protected))
+        for role in target:
+            if not any(role in term.roles for term in settings.terms.values()):
+                raise UserError(
+                    f"stages.{kind}.terms: no term with a weight above 0 has the role {role!r}, which the stage "
+                    f"is there for; give it one, or take {letter} out of the order {config.order!r}"
+                )
+        stages.append(Stage(index, kind, target, protected, settings))
+        done += [role for role in target if role not in done]
+    return tuple(stages)
+
+
+def _active(settings: StageConfig, roles: tuple[Role, ...]) -> StageConfig:
+    """Leave out weightless terms, terms and streams of roles that are not active, and streams nobody uses."""
+    terms = {
+        name: term.model_copy(update={"roles": tuple(role for role in term.roles if role in roles)})
+        for name, term in settings.terms.items()
+        if term.weight > 0 and set(term.roles) & set(roles)
+    }
+    used = {role for term in terms.values() for role in term.roles}
+    streams = {
+        name: stream.model_copy(update={"roles": tuple(role for role in stream.roles if role in used)})
+        for name, stream in settings.streams.items()
+        if set(stream.roles) & used
+    }
+    drawn = {role for stream in streams.values() for role in stream.roles}
+    if missing := sorted(used - drawn):
+        raise UserError(
+            f"streams: a term needs images of {missing[0]!r}, but no stream draws that role; "
+            "add it to a stream's roles, or set the term's weight to 0"
+        )
+    return settings.model_copy(update={"terms": terms, "streams": streams})

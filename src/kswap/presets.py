@@ -1,0 +1,132 @@
+"""The presets: every value with its source and reason. A config's own keys go before a preset's.
+
+`paper`        the reference's setting for classification (docs/method.md lists what still differs)
+`default`      what we found best on validation (docs/results.md)
+`retain-free`  `default` without any retain image in training
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+# ---------------------------------------------------------------------------------------------- paper
+_PAPER_OPTIMISER = {
+    "lr": 1e-2,  # reference: AdamW, 1e-2
+    "final_lr": 1e-5,  # reference: cosine to 1e-5
+    "schedule": "cosine",
+    "warmup_fraction": 0.0,  # reference: none
+    "weight_decay": 0.05,  # reference
+    "clip_norm": None,  # reference: none for classification
+}
+_PAPER_SPARSITY = {"weight": 0.005, "method": "subgradient", "epsilon": 1e-8}  # reference: alpha = 0.005
+_PAPER_STREAMS = {
+    "learn": {"roles": ["learn"], "batch_size": 80},  # reference: 80 + 80
+    "retain": {"roles": ["retain"], "batch_size": 80},
+    "kept": {"roles": ["retain", "learn"], "batch_size": 80},  # replay of learned data in the retain loader
+    "forget": {"roles": ["forget"], "batch_size": 80},
+}
+_PAPER_FORGET = {
+    "roles": ["forget"],
+    "objective": "bounded_ce_batch",  # reference: ReLU(BND - CE), CE the batch mean
+    "weight": 0.2,  # reference: beta
+    "bound": 105.0,  # reference: BND, nats
+}
+
+
+def _pick(names: str) -> dict[str, Any]:
+    return {name: _PAPER_STREAMS[name] for name in names.split()}
+
+
+PAPER: dict[str, Any] = {
+    "learn": {"fraction": 1.0},  # reference: all of learn
+    "forget": {"fraction": 0.1},  # reference: 10 % of forget
+    "retain": {"fraction": 0.1},  # reference: 10 % of retain
+    "data": {"augment": "none"},  # reference: no augmentation
+    "adapter": {"rank": 8, "scale": 0.125, "dropout": 0.0},  # reference: r = 8, alpha / r = 1/8
+    "head": {"init": "random", "train": "none"},  # reference: Xavier rows, the head frozen
+    "stages": {
+        "learn": {
+            "epochs": 5.0,  # reference: 5 epochs of the retain loader
+            "anchor": "retain",
+            "streams": _pick("learn retain forget"),
+            "terms": {
+                "learn": {"roles": ["learn"], "objective": "cross_entropy", "weight": 1.0},  # w_l
+                "retain": {"roles": ["retain"], "objective": "cross_entropy", "weight": 0.2},  # w_r
+                # Only after an F stage. The reference has no such term: weight 0 is its F->L.
+                "forget": _PAPER_FORGET,
+            },
+            "optimiser": _PAPER_OPTIMISER,
+            "sparsity": _PAPER_SPARSITY,
+        },
+        "forget": {
+            "epochs": 5.0,
+            "anchor": "kept",
+            "streams": _pick("kept forget"),
+            "terms": {
+                "kept": {"roles": ["retain", "learn"], "objective": "cross_entropy", "weight": 1.0},
+                "forget": _PAPER_FORGET,
+            },
+            "optimiser": _PAPER_OPTIMISER,
+            "sparsity": _PAPER_SPARSITY,
+        },
+        "joint": {  # not in the reference: the two losses of the paper in one stage
+            "epochs": 10.0,  # as long as an L and an F stage together
+            "anchor": "kept",
+            "streams": _pick("kept forget"),
+            "terms": {
+                "kept": {"roles": ["retain", "learn"], "objective": "cross_entropy", "weight": 1.0},
+                "forget": _PAPER_FORGET,
+            },
+            "optimiser": _PAPER_OPTIMISER,
+            "sparsity": _PAPER_SPARSITY,
+        },
+    },
+}
+
+# -------------------------------------------------------------------------------------------- default
+_OPTIMISER = {
+    "lr": 2e-3,
+    "final_lr": 0.0,
+    "schedule": "cosine",
+    "warmup_fraction": 0.1,
+    "weight_decay": 0.0,
+    "clip_norm": 1.0,
+}
+_SPARSITY = {"weight": 0.005, "method": "proximal"}
+_LEARN = {"roles": ["learn"], "objective": "cross_entropy", "weight": 1.0}
+_RETAIN = {"roles": ["retain"], "objective": "distillation", "weight": 1.0}
+_FORGET = {"roles": ["forget"], "objective": "masked_distillation", "weight": 1.0}
+
+
+def _stage(anchor: str, batch: dict[str, int], *, terms: dict[str, Any], **length: Any) -> dict[str, Any]:
+    return {
+        **length,
+        "anchor": anchor,
+        "streams": {role: {"roles": [role], "batch_size": size} for role, size in batch.items()},
+        "terms": terms,
+        "optimiser": _OPTIMISER,
+        "sparsity": _SPARSITY,
+    }
+
+
+_TERMS = {"learn": _LEARN, "retain": _RETAIN, "forget": _FORGET}
+DEFAULT: dict[str, Any] = {
+    "data": {"augment": "none"},
+    "adapter": {"rank": 8, "scale": 1.0, "dropout": 0.0},
+    "head": {"init": "class-mean", "train": "new"},
+    "stages": {
+        "learn": _stage(
+            "learn", {"learn": 32, "retain": 32, "forget": 16}, terms=_TERMS, epochs=5.0, min_steps=40
+        ),
+        "forget": _stage(
+            "forget", {"learn": 16, "retain": 32, "forget": 32}, terms=_TERMS, epochs=5.0, min_steps=40
+        ),
+        "joint": _stage(
+            "learn", {"learn": 32, "retain": 32, "forget": 32}, terms=_TERMS, epochs=10.0, min_steps=80
+        ),
+    },
+}
+
+RETAIN_FREE: dict[str, Any] = DEFAULT
+
+PRESETS: dict[str, dict[str, Any]] = {"default": DEFAULT, "paper": PAPER, "retain-free": RETAIN_FREE}

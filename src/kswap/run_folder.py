@@ -1,0 +1,191 @@
+"""The run folder: who may write into it, what it was started with, and how to leave no trace of a refusal."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+import yaml
+
+from kswap.config import SwapConfig
+from kswap.errors import UserError
+from kswap.files import write_bytes
+
+_OURS = frozenset(
+    "config.yaml results.json events.jsonl adapter model checkpoints figures report.html README.md "
+    "cache .lock".split()
+)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of a run that is locked by this process."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved config, with versions and commit."""
+        return self.path / "config.yaml"
+
+    @property
+    def results(self) -> Path:
+        """The numbers; written last, so that its presence says that the run is finished."""
+        return self.path / "results.json"
+
+    @property
+    def events(self) -> Path:
+        """One line per step."""
+        return self.path / "events.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Resumable state."""
+        return self.path / "checkpoints"
+
+    @property
+    def cache(self) -> Path:
+        """Memory-mapped images while the run lasts."""
+        return self.path / "cache"
+
+
+@contextlib.contextmanager
+def open_run(path: Path) -> Iterator[RunFolder]:
+    """Create and lock the folder; if nothing was begun in it by the end, remove what was created.
+
+    Raises:
+        UserError: not writable, another run is in it, or it holds something else.
+    """
+    created = _make(path)
+    folder = RunFolder(path)
+    lock = filelock.FileLock(path / ".lock", timeout=0)
+    try:
+        try:
+            lock.acquire()
+        except filelock.Timeout:
+            raise UserError(
+                f"output: {path} is in use by another run; wait for it, or name another folder"
+            ) from None
+        except OSError as error:
+            raise _not_writable(path, error) from None
+        try:
+            foreign = sorted(p.name for p in path.iterdir() if p.name not in _OURS)
+            foreign = [name for name in foreign if not name.endswith(".tmp")]
+            if foreign and not folder.config.exists():
+                raise UserError(
+                    f"output: {path} holds {foreign[0]!r}, which is not of a run; name a new or empty folder"
+                )
+            yield folder
+        finally:
+            shutil.rmtree(folder.cache, ignore_errors=True)
+            begun = folder.config.exists()
+            with contextlib.suppress(OSError):  # while it is held: nobody else can have locked it
+                (path / ".lock").unlink(missing_ok=True)
+            lock.release()
+            if not begun:
+                _remove(created)
+    except UserError:
+        if not folder.config.exists() and not lock.is_locked:
+            _remove(created)
+        raise
+
+
+def _make(path: Path) -> list[Path]:
+    """Create the folder with its parents; return what was created, innermost first."""
+    missing = []
+    here = path
+    while not here.exists():
+        missing.append(here)
+        here = here.parent
+    if not here.is_dir():
+        raise UserError(f"output: {here} is a file, not a folder; name another folder")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _remove(missing)
+        raise _not_writable(path, error) from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise _not_writable(path, "permission denied")
+    return missing
+
+
+def _remove(created: list[Path]) -> None:
+    for folder in created:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def _not_writable(path: Path, reason: object) -> UserError:
+    return UserError(f"output: {path} cannot be written to ({reason}); name another folder")
+
+
+def check_config(folder: RunFolder, config: SwapConfig) -> bool:
+    """Return whether the folder holds a run of the same config (to resume, or finished).
+
+    Raises:
+        UserError: it holds a run of another config; the first field that differs is named.
+    """
+    if not folder.config.exists():
+        return False
+    before = yaml.safe_load(folder.config.read_text(encoding="utf-8")) or {}
+    before.pop("environment", None)
+    difference = _first_difference(before, config.to_mapping())
+    if difference:
+        field, was, now = difference
+        raise UserError(
+            f"output: {folder.path} holds a run with another config: {field} was {was!r}, now {now!r}; "
+            "name another folder, or restore the value"
+        )
+    return True
+
+
+def _first_difference(before: Any, now: Any, path: str = "") -> tuple[str, Any, Any] | None:
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for key in [*before, *(k for k in now if k not in before)]:
+            found = _first_difference(
+                before.get(key), now.get(key), f"{path}.{key}" if path else str(key)
+            )
+            if found:
+                return found
+        return None
+    return None if before == now else (path, before, now)
+
+
+def write_config(folder: RunFolder, config: SwapConfig, environment: Mapping[str, Any]) -> None:
+    """Write config.yaml: every value, then the environment."""
+    content = yaml.safe_dump(
+        {**config.to_mapping(), "environment": dict(environment)}, sort_keys=False, allow_unicode=True
+    )
+    write_bytes(folder.config, content.encode())
+
+
+def write_results(folder: RunFolder, results: Mapping[str, Any]) -> None:
+    """Write results.json."""
+    write_bytes(folder.results, json.dumps(results, indent=2, ensure_ascii=False).encode())
+
+
+def read_results(run_dir: Path) -> dict[str, Any]:
+    """Read results.json of a finished run.
+
+    Raises:
+        UserError: the folder is not one of a finished run.
+    """
+    path = run_dir / "results.json"
+    try:
+        results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        what = "is not finished" if (run_dir / "config.yaml").exists() else "is not a run folder"
+        raise UserError(
+            f"{run_dir}: {what} (no results.json); name the output of a finished `kswap run`"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); run the swap again") from None
+    return results
+

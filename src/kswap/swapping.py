@@ -1,0 +1,526 @@
+"""One run: load, extend, attach; for every stage of the plan train and score; save.
+
+Each step below is one call into the package that knows how. Whatever a run needs to go on after it was
+killed is in a checkpoint; whatever it leaves is written under a temporary name and renamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+import kswap
+from kswap.config import ROLES, Role, SwapConfig
+from kswap.data import SwapData, build_data
+from kswap.environment import describe_environment
+from kswap.errors import Terminated, UserError
+from kswap.evaluation import score_roles
+from kswap.files import disk_errors
+from kswap.models import adapter as adapters
+from kswap.models import artefact, head, structure
+from kswap.models.loading import Loaded, from_objects, load_base
+from kswap.objectives import NEEDS_BASE
+from kswap.objectives.sparsity import num_zero_groups
+from kswap.plan import Stage, plan
+from kswap.report.card import write_card
+from kswap.run_folder import RunFolder, check_config, open_run, read_results, write_config, write_results
+from kswap.signals import Interrupts
+from kswap.tasks import batches
+from kswap.tasks.classification import Classification, predict
+from kswap.training.augment import make_augment
+from kswap.training.checkpoint import Position, load_checkpoint, prune, save_checkpoint
+from kswap.training.device import make_accelerator, peak_memory_bytes
+from kswap.training.events import EventLog
+from kswap.training.loop import Trainee, train_stage
+from kswap.training.optimiser import (
+    Trainables,
+    load_optimiser_state,
+    make_optimiser,
+    optimiser_state,
+)
+from kswap.training.progress import progress
+from kswap.training.streams import Streams
+
+if TYPE_CHECKING:
+    import datasets
+
+    Source = datasets.Dataset | datasets.DatasetDict
+
+OnStage = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class SwapResult:
+    """What a finished run left."""
+
+    run_dir: Path
+    results: dict[str, Any]
+    """The content of results.json."""
+    notes: tuple[str, ...] = ()
+    """What was left out or done otherwise than one might expect: skipped images, copies, ..."""
+    resumed: bool = False
+    """Whether the run went on from a checkpoint, or had been finished before."""
+
+    @property
+    def scores(self) -> dict[str, dict[str, float | None]]:
+        """Scores by stage name, then role."""
+        return {stage["name"]: stage["scores"] for stage in self.results["stages"]}
+
+
+def swap(
+    config: SwapConfig,
+    *,
+    model: Any = None,
+    processor: Any = None,
+    learn: Source | None = None,
+    forget: Source | None = None,
+    retain: Source | None = None,
+    on_note: Callable[[str], None] = lambda note: None,
+) -> SwapResult:
+    """Learn, forget and retain as `config` says, and leave a run folder.
+
+    Args:
+        config: everything a run is made of.
+        model: an image classifier of transformers in memory, in place of `config.model`.
+        processor: its image processor; needed with `model`.
+        learn: data set in memory, in place of the source's `data`.
+        forget: the same for the classes to forget.
+        retain: the same for the classes to retain.
+        on_note: called at once with whatever the user should know.
+
+    Raises:
+        UserError: config, data, model or output folder cannot be used.
+        NonFiniteLossError: a term of the loss is not finite.
+        DiskFullError: the disk is full; the last checkpoint is intact.
+        Terminated: SIGTERM was received; the state is saved.
+    """
+    begin = time.perf_counter()
+    config = _resolve(config)
+    in_memory = {r: d for r, d in (("learn", learn), ("forget", forget), ("retain", retain)) if d is not None}
+    stages = plan(config)
+    interrupts = Interrupts()
+    with (
+        interrupts.installed(),
+        disk_errors(f"output {config.output}"),
+        open_run(config.output) as folder,
+    ):
+        known = check_config(folder, config)
+        if known and folder.results.exists():
+            return SwapResult(folder.path, read_results(folder.path), resumed=True)
+        accelerator = make_accelerator(config.training, folder.path)
+        loaded = from_objects(model, processor) if model is not None else load_base(config.model)
+        with progress("images") as report:
+            data = build_data(
+                config,
+                id2label=loaded.id2label,
+                processor=loaded.processor,
+                forgotten=loaded.forgotten,
+                in_memory=in_memory,
+                cache_dir=folder.cache,
+                on_progress=report,
+            )
+        for note in data.notes:
+            on_note(note)
+        if not known:
+            write_config(folder, config, describe_environment(model_commit=loaded.commit))
+        seconds = {"load": time.perf_counter() - begin}
+        run = _Run(config, stages, folder, loaded, data, accelerator, interrupts, on_note, seconds)
+        results = run.finish()
+        return SwapResult(folder.path, results, data.notes, resumed=known)
+
+
+@dataclass
+class _Run:
+    """The state of one run between its steps."""
+
+    config: SwapConfig
+    stages: tuple[Stage, ...]
+    folder: RunFolder
+    loaded: Loaded
+    data: SwapData
+    accelerator: Any
+    interrupts: Interrupts
+    on_note: Callable[[str], None]
+    seconds: dict[str, float]
+    task: Classification = field(default_factory=Classification)
+    position: Position = field(default_factory=Position)
+    heads: tuple[str, ...] = ()
+
+    def finish(self) -> dict[str, Any]:
+        """Train what is not trained yet, save, and return the content of results.json."""
+        fingerprint = _fingerprint(self.loaded.model, self.data)
+        tensors = self._resume(fingerprint)
+        model = self.loaded.model.to(self.accelerator.device)
+        if not self.position.stages:
+            self.position.stages.append(self._scored("base", model, self.data.num_base_classes))
+        base_logits = self._base_logits(model)
+        blocks = structure.find_ffn_blocks(model)
+        heads = self.heads = head.find_heads(model)
+        head.extend_head(model, self.data.id2label, init="random", seed=self.config.seed)
+        swapped = adapters.attach(
+            model,
+            blocks,
+            self.config.adapter,
+            head_names=heads,
+            head_train=self.config.head.train,
+            seed=self.config.seed,
+        )
+        if self.config.head.train == "new":
+            head.freeze_old_rows(swapped, heads, self.data.num_base_classes)
+        groups = adapters.adapter_groups(swapped, blocks)
+        trainee = self._trainee(swapped, list(groups.values()))
+        if weights := {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}:
+            artefact.load_trainable_state(swapped, weights)
+        for stage in self.stages[self.position.stage - 1 :]:
+            self._stage(stage, trainee, swapped, base_logits, tensors)
+            tensors = {}
+        return self._save(swapped, groups)
+
+    # ------------------------------------------------------------------------------------- resuming
+    def _resume(self, fingerprint: str) -> dict[str, Tensor]:
+        """Read the newest checkpoint, if any, into `position`; return its tensors."""
+        found = load_checkpoint(self.folder.checkpoints)
+        self.position.fingerprint = fingerprint
+        if found is None:
+            return {}
+        tensors, position, notes = found
+        for note in notes:
+            self.on_note(note)
+        if not tensors:
+            return {}
+        if position.fingerprint != fingerprint:
+            raise UserError(
+                f"output: {self.folder.path} was begun with other images or other base weights; restore "
+                "them, or name another folder"
+            )
+        self.position = position
+        self.seconds = {**position.seconds, "load": position.seconds.get("load", 0) + self.seconds["load"]}
+        self.on_note(f"going on from stage {position.stage}, step {position.step}")
+        return tensors
+
+    def _checkpoint(
+        self,
+        trainee: Trainee,
+        events: EventLog,
+        *,
+        optimiser: Any = None,
+        before: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Write a checkpoint; within a stage also the optimiser and the adapter at the stage's start."""
+        begin = time.perf_counter()
+        self.position.events_bytes = events.flush()
+        self.position.seconds = dict(self.seconds)
+        tensors = {f"model.{k}": v for k, v in artefact.trainable_state(trainee.model).items()}
+        if optimiser is not None:
+            tensors |= optimiser_state(optimiser, trainee.moved)
+        tensors |= {f"before.{name}": tensor for name, tensor in (before or {}).items()}
+        if self.accelerator.scaler is not None:
+            self.position.scaler = self.accelerator.scaler.state_dict()
+        save_checkpoint(self.folder.checkpoints, tensors, self.position)
+        self._spent("checkpoint", begin)
+
+    # ------------------------------------------------------------------------------------- training
+    def _trainee(self, model: Any, groups: list[list[torch.nn.Parameter]]) -> Trainee:
+        before = torch.zeros(self.data.num_base_classes, dtype=torch.bool)
+        before[[c for c, n in self.loaded.id2label.items() if n in self.loaded.forgotten]] = True
+        forgotten = before.clone()
+        forgotten[list(self.data.class_ids.get("forget", ()))] = True
+        size = self._pixels(next(iter(self.data.sets.values()))["train"].images[:1]).shape[-2:]
+        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        if self.config.training.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        return Trainee(
+            model=model,
+            task=self.task,
+            accelerator=self.accelerator,
+            pixels=self._pixels,
+            augment=make_augment(self.config.data.augment, (size[0], size[1])),
+            groups=groups,
+            moved=Trainables(
+                adapter=[(n, p) for n, p in named if "lora_" in n],
+                head=[(n, p) for n, p in named if "lora_" not in n],
+            ),
+            forgotten=forgotten,
+            forgotten_before=before,
+            training=self.config.training,
+            seed=self.config.seed,
+        )
+
+    def _stage(
+        self,
+        stage: Stage,
+        trainee: Trainee,
+        swapped: Any,
+        base_logits: Mapping[Role, Tensor],
+        tensors: Mapping[str, Tensor],
+    ) -> None:
+        """Train one stage from where it stands, check that everything moved, score, checkpoint."""
+        sets = {role: splits["train"] for role, splits in self.data.sets.items()}
+        streams = Streams(stage, sets, base_logits=base_logits, seed=self.config.seed)
+        if self.position.step == 0 and self._first_to_learn(stage):
+            self._initialise_rows(swapped, stage)
+        before = adapters.snapshot(swapped)
+        optimiser = self.accelerator.prepare(make_optimiser(trainee.moved, stage.config.optimiser))
+        if self.position.step:
+            before = {k[7:]: v for k, v in tensors.items() if k.startswith("before.")} or before
+            load_optimiser_state(optimiser, trainee.moved, tensors)
+            if self.accelerator.scaler is not None:
+                self.accelerator.scaler.load_state_dict(self.position.scaler)
+        events = self._events()
+
+        def after_step(step: int) -> None:
+            self.position.step = step
+            due = step % self.config.training.checkpoint_steps == 0 and step < streams.num_steps
+            if due or self.interrupts.received:
+                self._checkpoint(trainee, events, optimiser=optimiser, before=before)
+            if self.interrupts.received:
+                raise Terminated
+
+        begin = time.perf_counter()
+        try:
+            with self.interrupts.deferring(), progress(f"stage {stage.name}") as report:
+                train_stage(
+                    trainee,
+                    stage,
+                    streams,
+                    optimiser,
+                    first_step=self.position.step,
+                    total_step=self.position.total_steps,
+                    events=events,
+                    after_step=after_step,
+                    report=report,
+                )
+            adapters.check_moved(
+                before, swapped, stage=stage.name, num_steps=streams.num_steps
+            )
+            self._spent(f"train {stage.name}", begin)
+            num_rows = len(self.data.id2label) if stage.knows_learned else self.data.num_base_classes
+            self.position.stages.append(self._scored(stage.name, swapped, num_rows))
+            self.position.total_steps += streams.num_steps
+            self.position.stage, self.position.step = stage.index + 1, 0
+            self._checkpoint(trainee, events)
+        finally:
+            events.close()
+
+    def _first_to_learn(self, stage: Stage) -> bool:
+        return "learn" in stage.target and not any(
+            "learn" in earlier.target for earlier in self.stages[: stage.index - 1]
+        )
+
+    def _initialise_rows(self, swapped: Any, stage: Stage) -> None:
+        """Start the new rows from what the model, as it is now, makes of the learn images."""
+        if self.config.head.init == "random":
+            return
+        begin = time.perf_counter()
+        sets = {role: splits["train"] for role, splits in self.data.sets.items()}
+        roles = [role for role in ROLES if role in stage.active and role in sets]
+        features = {role: self._features(swapped, sets[role].images) for role in roles}
+        class_ids = torch.from_numpy(sets["learn"].class_ids)
+        for name in self.heads:
+            learned = features["learn"][name]
+            means = [learned[class_ids == c].mean(0) for c in self.data.class_ids["learn"]]
+            centre = torch.cat([features[role][name] for role in roles]).mean(0)
+            head.set_new_rows(
+                swapped,
+                name,
+                num_old=self.data.num_base_classes,
+                class_means=torch.stack(means),
+                centre=centre,
+            )
+        self._spent("head", begin)
+
+    def _events(self) -> EventLog:
+        on_gpu = self.accelerator.device.type != "cpu"
+        events = EventLog(
+            self.folder.events,
+            start_bytes=self.position.events_bytes,
+            flush_every=10 if on_gpu else 1,
+            on_flush=lambda values, step: self.accelerator.log(dict(values), step=step),
+        )
+        events.open()
+        return events
+
+    # -------------------------------------------------------------------------------------- outputs
+    def _pixels(self, images: Any) -> Tensor:
+        pixels: Tensor = self.data.pixels(images, device=self.accelerator.device)
+        return pixels
+
+    def _base_logits(self, model: Any) -> dict[Role, Tensor]:
+        """Return the base model's logits on the training images of roles whose terms compare with them."""
+        needed = {
+            role
+            for stage in self.stages
+            for term in stage.config.terms.values()
+            if term.objective in NEEDS_BASE
+            for role in term.roles
+        }
+        begin = time.perf_counter()
+        logits = {
+            role: predict(
+                model,
+                self.data.sets[role]["train"].images,
+                pixels=self._pixels,
+                batch_size=self.config.training.eval_batch_size,
+            )
+            for role in ROLES
+            if role in needed and role in self.data.sets
+        }
+        self._spent("base outputs", begin)
+        return logits
+
+    def _features(self, model: Any, images: Any) -> dict[str, Tensor]:
+        """Return the inputs of every head on `images`, on the CPU."""
+        size = self.config.training.eval_batch_size
+        parts = [
+            head.head_inputs(model, self._pixels(images[rows]), self.heads)
+            for rows in batches(len(images), size)
+        ]
+        return {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]}
+
+    def _scored(self, name: str, model: Any, num_rows: int) -> dict[str, Any]:
+        begin = time.perf_counter()
+        splits = ["test", *(["validation"] if self.config.training.score_validation else [])]
+        scored = {
+            split: score_roles(
+                model,
+                self.task,
+                self.data,
+                split=split,
+                num_rows=num_rows,
+                batch_size=self.config.training.eval_batch_size,
+                pixels=self._pixels,
+            )
+            for split in splits
+        }
+        self._spent("score", begin)
+        record = {"name": name, **scored["test"]}
+        if "validation" in scored:
+            record["validation"] = scored["validation"]
+        return record
+
+    def _spent(self, phase: str, begin: float) -> None:
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - begin
+
+    # --------------------------------------------------------------------------------------- saving
+    def _save(self, swapped: Any, groups: Mapping[str, Any]) -> dict[str, Any]:
+        """Write adapter, merged model, model card and, last, results.json."""
+        begin = time.perf_counter()
+        names = {
+            role: [self.data.id2label[c] for c in self.data.class_ids.get(role, ())] for role in ROLES
+        }
+        forgotten = sorted({*self.loaded.forgotten, *names["forget"]})
+        processor = self.loaded.processor
+        artefact.save_adapter(
+            swapped, self.folder.path / "adapter", base_name=self.loaded.source, processor=processor
+        )
+        artefact.save_merged(
+            swapped,
+            self.folder.path / "model",
+            processor=processor,
+            kswap={
+                "version": kswap.__version__,
+                "learned": names["learn"],
+                "forgotten": forgotten,
+            },
+        )
+        self._spent("save", begin)
+        self.seconds["total"] = sum(v for k, v in self.seconds.items() if k != "total")
+        results = {
+            "kswap_version": kswap.__version__,
+            "task": self.task.name,
+            "score_name": self.task.score_name,
+            "seed": self.config.seed,
+            "order": self.config.order,
+            "preset": self.config.preset,
+            "classes": names,
+            "stages": self.position.stages,
+            "seconds": {phase: round(value, 3) for phase, value in self.seconds.items()},
+            "peak_memory_bytes": peak_memory_bytes(self.accelerator.device),
+            "trainable_parameters": sum(p.numel() for p in swapped.parameters() if p.requires_grad),
+            "groups": {"total": len(groups), "zero": num_zero_groups(groups.values())},
+            "images": {
+                role: {split: len(images) for split, images in splits.items()}
+                for role, splits in self.data.sets.items()
+            },
+            "notes": list(self.data.notes),
+            "audit": {},
+        }
+        write_card(self.folder.path, results, base=self.loaded.source)
+        prune(self.folder.checkpoints, keep=1)
+        write_results(self.folder, results)
+        self.accelerator.end_training()
+        return results
+
+
+def evaluate(run_dir: str | Path) -> dict[str, Any]:
+    """Score RUN/model, as saved, on the test split that RUN/config.yaml names.
+
+    Returns:
+        `{"scores": {role: float | None}, "per_class": {name: float}}`.
+
+    Raises:
+        UserError: not a finished run, or its data is gone.
+    """
+    run_dir = Path(run_dir)
+    results = read_results(run_dir)
+    config = SwapConfig.from_yaml(run_dir / "config.yaml")
+    base = load_base(config.model)
+    accelerator = make_accelerator(config.training, run_dir)
+    data = build_data(
+        config, id2label=base.id2label, processor=base.processor, forgotten=base.forgotten
+    )
+    if {r: [data.id2label[c] for c in data.class_ids.get(r, ())] for r in ROLES} != results["classes"]:
+        raise UserError(f"{run_dir}: the classes of its data have changed; restore the data")
+    model, _ = artefact.load(run_dir)
+    learned = any("learn" in stage.active for stage in plan(config))
+    return score_roles(
+        model.to(accelerator.device),
+        Classification(),
+        data,
+        split="test",
+        num_rows=len(data.id2label) if learned else data.num_base_classes,
+        batch_size=config.training.eval_batch_size,
+        pixels=lambda images: data.pixels(images, device=accelerator.device),
+    )
+
+
+def _resolve(config: SwapConfig) -> SwapConfig:
+    """Make local paths absolute, so that config.yaml can be used from anywhere."""
+
+    def absolute(text: str) -> str:
+        path = Path(text).expanduser()
+        return str(path.resolve()) if text and path.exists() else text
+
+    values = config.to_mapping()
+    values["model"] = absolute(config.model)
+    values["output"] = str(config.output.expanduser().resolve())
+    for role in ROLES:
+        source = values.get(role)
+        if source and isinstance(source["data"], str):
+            source["data"] = absolute(source["data"])
+        elif source:
+            source["data"] = {k: absolute(v) if v else v for k, v in source["data"].items()}
+    return SwapConfig.from_mapping(values)
+
+
+def _fingerprint(model: Any, data: SwapData) -> str:
+    """Return a checksum of base weights, training and test images and labels."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    for role in sorted(data.sets):
+        for split in sorted(data.sets[role]):
+            images = data.sets[role][split]
+            digest.update(f"{role} {split} {images.images.shape}".encode())
+            digest.update(images.class_ids.tobytes())
+            for start in range(0, len(images), 1024):
+                digest.update(images.images[start : start + 1024].tobytes())
+    return digest.hexdigest()

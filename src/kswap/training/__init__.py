@@ -1,0 +1,1 @@
+"""Training: streams of batches, the loop over one stage, checkpoints, progress."""

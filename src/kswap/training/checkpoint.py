@@ -1,0 +1,99 @@
+"""Resumable state: tensors in one safetensors file, everything else in JSON beside its checksum.
+
+A checkpoint is a folder that is written under a temporary name, flushed to the disk and renamed, so that it
+is there whole or not at all. Random numbers need no state: they are functions of (seed, stage, step).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from kswap.files import write_bytes
+
+_STATE, _META = "state.safetensors", "state.json"
+_KEPT = 2
+
+
+@dataclass
+class Position:
+    """Where a run stands."""
+
+    stage: int = 1
+    """Stage that is under way, from 1; one past the last when all are trained."""
+    step: int = 0
+    """Steps of that stage that are done."""
+    total_steps: int = 0
+    """Steps of the finished stages."""
+    fingerprint: str = ""
+    """Of the base weights and the training images; another one cannot be resumed."""
+    events_bytes: int = 0
+    """Length of events.jsonl at this point; what is behind it is cut off on resuming."""
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    """Scores of the finished stages, as in results.json."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Seconds spent so far, by phase."""
+    scaler: dict[str, float] = field(default_factory=dict)
+    """State of the fp16 loss scaler."""
+
+
+def save_checkpoint(
+    checkpoints_dir: Path, tensors: Mapping[str, Tensor], position: Position
+) -> Path:
+    """Write a checkpoint and prune all but the last two.
+
+    Raises:
+        OSError: the disk is full or not writable; earlier checkpoints are untouched.
+    """
+    name = f"{position.stage:02d}-{position.step:08d}"
+    target, temporary = checkpoints_dir / name, checkpoints_dir / f".{name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        content = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
+        write_bytes(temporary / _STATE, content)
+        meta = {"sha256": hashlib.sha256(content).hexdigest(), "position": asdict(position)}
+        write_bytes(temporary / _META, json.dumps(meta).encode())
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.rename(target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    prune(checkpoints_dir, keep=_KEPT)
+    return target
+
+
+def load_checkpoint(checkpoints_dir: Path) -> tuple[dict[str, Tensor], Position, list[str]] | None:
+    """Return tensors and position of the newest whole checkpoint, with a note on each damaged one."""
+    notes: list[str] = []
+    for folder in sorted(_folders(checkpoints_dir), reverse=True):
+        try:
+            content = (folder / _STATE).read_bytes()
+            meta = json.loads((folder / _META).read_text(encoding="utf-8"))
+            if hashlib.sha256(content).hexdigest() != meta["sha256"]:
+                raise ValueError("its checksum is wrong")
+            position = Position(**meta["position"])
+            return safetensors.torch.load(content), position, notes
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            notes.append(f"checkpoint {folder} is damaged ({error}) and not used")
+    return None if not notes else ({}, Position(), notes)
+
+
+def prune(checkpoints_dir: Path, *, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints, and what a killed run left half-written."""
+    for stale in checkpoints_dir.glob(".*.tmp"):
+        shutil.rmtree(stale, ignore_errors=True)
+    for folder in sorted(_folders(checkpoints_dir))[:-keep]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _folders(checkpoints_dir: Path) -> list[Path]:
+    return [p for p in checkpoints_dir.glob("[0-9]*-[0-9]*") if p.is_dir()]

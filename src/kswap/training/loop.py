@@ -1,0 +1,208 @@
+"""The loop over one stage: one forward per step, the terms of the plan, one optimiser step.
+
+Explicit, on Accelerate (mixed precision, gradient scaling, clipping, devices). Everything random in step t
+is seeded by (seed, stage, t), so a run that is resumed ends like one that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from kswap.config import ROLES, SparsityConfig, TermConfig, TrainingConfig
+from kswap.objectives import OBJECTIVES, Units
+from kswap.objectives.sparsity import group_lasso, proximal_step
+from kswap.plan import Stage
+from kswap.tasks import Task
+from kswap.training.events import EventLog
+from kswap.training.optimiser import Trainables, learning_rate
+from kswap.training.progress import Progress, describe
+from kswap.training.streams import Batch, Streams
+
+Augment = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """What is trained, and how its inputs are made; the same for all stages of a run."""
+
+    model: nn.Module
+    task: Task
+    accelerator: Accelerator
+    pixels: Callable[[Any], Tensor]
+    augment: Augment | None
+    groups: Sequence[Sequence[nn.Parameter]]
+    moved: Trainables
+    forgotten: Tensor
+    """(base classes,), true for classes to forget and those forgotten by an earlier swap."""
+    forgotten_before: Tensor
+    """(base classes,), true for classes forgotten by an earlier swap."""
+    training: TrainingConfig
+    seed: int
+
+
+def compute_terms(
+    units: Units, roles: Tensor, terms: Mapping[str, TermConfig], totals: Mapping[str, int]
+) -> dict[str, Tensor]:
+    """Return each term, weighted: the sum over its units, divided by their number in the whole batch.
+
+    Args:
+        units: (units, ...) tensors of one micro-batch.
+        roles: (units,), index into ROLES.
+        terms: the terms of the stage.
+        totals: units of each term in the whole batch.
+    """
+    values: dict[str, Tensor] = {}
+    for name, term in terms.items():
+        mine = has_role(roles, term)
+        if not totals[name]:
+            continue
+        chosen = Units(
+            units.logits[mine],
+            units.class_ids[mine],
+            None if units.base_logits is None else units.base_logits[mine],
+            units.forgotten,
+        )
+        if len(chosen.class_ids):
+            loss = OBJECTIVES[term.objective](chosen, term).sum()
+            values[name] = term.weight * loss / totals[name]
+    return values
+
+
+def has_role(roles: Tensor, term: TermConfig) -> Tensor:
+    """Return (units,): whether each unit has one of the term's roles."""
+    return torch.isin(roles, torch.tensor([ROLES.index(r) for r in term.roles], device=roles.device))
+
+
+def train_stage(
+    trainee: Trainee,
+    stage: Stage,
+    streams: Streams,
+    optimiser: torch.optim.Optimizer,
+    *,
+    first_step: int,
+    total_step: int,
+    events: EventLog,
+    after_step: Callable[[int], None],
+    report: Progress,
+) -> None:
+    """Train from `first_step` to the end of the stage.
+
+    Args:
+        trainee: model, adapter and inputs.
+        stage: what is trained; its terms and their weights.
+        streams: batches of the stage.
+        optimiser: prepared by Accelerate, with the state of `first_step`.
+        first_step: steps of this stage that are done already.
+        total_step: steps of the whole run before this stage (for trackers).
+        events: gets one line per step.
+        after_step: called with the number of finished steps (checkpoints, signals).
+        report: progress bar.
+
+    Raises:
+        NonFiniteLossError: a term is not finite.
+    """
+    set_modes(trainee.model, checkpointing=trainee.training.gradient_checkpointing)
+    num_steps = streams.num_steps
+    for step in range(first_step, num_steps):
+        begin = time.perf_counter()
+        torch.manual_seed(step_seed(trainee.seed, stage.index, step))
+        rate = learning_rate(stage.config.optimiser, step, num_steps)
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        batch = streams.batch(step)
+        terms = _backward(trainee, stage, batch)
+        if stage.config.optimiser.clip_norm is not None:
+            limit = stage.config.optimiser.clip_norm
+            trainee.accelerator.clip_grad_norm_(trainee.moved.parameters, limit)
+        optimiser.step()
+        optimiser.zero_grad()
+        _shrink(trainee, stage.config.sparsity, rate)
+        seconds = time.perf_counter() - begin
+        line = {
+            "stage": stage.name,
+            "step": step + 1,
+            "total_step": total_step + step + 1,
+            "lr": rate,
+            "seconds": round(seconds, 6),
+            "images_per_s": round(len(batch) / seconds, 3),
+        }
+        events.add(line, terms)
+        after_step(step + 1)
+        epoch = stage.config.epochs * (step + 1) / num_steps
+        speed = len(batch) / seconds
+        report(step + 1, num_steps, describe(events.last, epoch=epoch, images_per_s=speed))
+
+
+def _backward(trainee: Trainee, stage: Stage, batch: Batch) -> dict[str, Tensor]:
+    """Forward and backward of one step in micro-batches; return the terms of the whole batch."""
+    accelerator = trainee.accelerator
+    terms = stage.config.terms
+    totals = {name: int(has_role(batch.roles, term).sum()) for name, term in terms.items()}
+    sums: dict[str, Tensor] = {}
+    parts = list(batch.split(trainee.training.accumulation))
+    for number, part in enumerate(parts):
+        last = number == len(parts) - 1
+        with nullcontext() if last else accelerator.no_sync(trainee.model):
+            pixels = trainee.pixels(part.images)
+            if trainee.augment is not None:
+                pixels = trainee.augment(pixels)
+            with accelerator.autocast():
+                logits = trainee.task.logits(trainee.model, pixels)
+            values = compute_terms(
+                _units(trainee, stage, part, logits), part.roles.to(logits.device), terms, totals
+            )
+            sparsity = stage.config.sparsity
+            if last and sparsity.weight and sparsity.method == "subgradient":
+                norms = group_lasso(trainee.groups, epsilon=sparsity.epsilon)
+                values["group_lasso"] = sparsity.weight * norms
+            if values:
+                accelerator.backward(torch.stack(list(values.values())).sum())
+            for name, value in values.items():
+                sums[name] = sums.get(name, torch.zeros_like(value.detach())) + value.detach()
+    return sums
+
+
+def _units(trainee: Trainee, stage: Stage, part: Batch, logits: Tensor) -> Units:
+    """Pair the logits with labels and teachers; rows that are not learned yet take no part."""
+    device = logits.device
+    num_base = len(trainee.forgotten)
+    logits = logits.float() if stage.knows_learned else logits[:, :num_base].float()
+    return Units(
+        logits,
+        part.class_ids.to(device),
+        None if part.base_logits is None else part.base_logits.to(device),
+        (trainee.forgotten if stage.forgets else trainee.forgotten_before).to(device),
+    )
+
+
+def _shrink(trainee: Trainee, sparsity: SparsityConfig, rate: float) -> None:
+    if sparsity.weight and sparsity.method == "proximal":
+        proximal_step(trainee.groups, rate * sparsity.weight)
+
+
+def step_seed(seed: int, stage: int, step: int) -> int:
+    """Return one 63-bit seed for everything random in a step."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + stage)
+    base = int(torch.randint(2**62, (1,), generator=generator))
+    return (base + step) % (2**63 - 1)
+
+
+def set_modes(model: nn.Module, *, checkpointing: bool) -> None:
+    """Frozen modules in evaluation mode (no dropout, batch statistics stay), LoRA's dropout in training mode.
+
+    transformers recomputes activations only in layers whose own `training` flag is set; the flag is set on
+    those layers alone, not on what they contain.
+    """
+    model.eval()
+    for name, module in model.named_modules():
+        in_adapter = "lora_dropout" in name
+        if in_adapter or (checkpointing and hasattr(module, "gradient_checkpointing")):
+            module.training = True
