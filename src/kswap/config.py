@@ -35,7 +35,7 @@ def _as_tuple(value: object) -> object:
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class SplitPaths(_Frozen):
@@ -273,7 +273,9 @@ class SwapConfig(_Frozen):
         Raises:
             UserError: the file, a key or a value is wrong.
         """
-        return cls.from_mapping(read_yaml(path), overrides)
+        values = read_yaml(path)
+        values.pop("environment", None)  # what RUN/config.yaml says of versions and commits
+        return cls.from_mapping(values, overrides)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], overrides: Sequence[str] = ()) -> SwapConfig:
@@ -286,7 +288,7 @@ class SwapConfig(_Frozen):
         if isinstance(user.get("output"), Path):
             user["output"] = str(user["output"])
         preset = user.get("preset", "default")
-        if preset not in PRESETS:
+        if not isinstance(preset, str) or preset not in PRESETS:
             raise UserError(
                 f"preset: {preset!r} is not a preset; take one of {', '.join(PRESETS)}"
             )

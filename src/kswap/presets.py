@@ -127,6 +127,25 @@ DEFAULT: dict[str, Any] = {
     },
 }
 
-RETAIN_FREE: dict[str, Any] = DEFAULT
+# ---------------------------------------------------------------------------------------- retain-free
+# No term and no stream has the role retain. What the base knows is kept by its own answers, among the
+# classes that stay, on the images that are there: of the learn classes (Learning without Forgetting) and
+# of the forget classes, whose masked distillation teaches those answers anyway.
+_KNOWN = {"roles": ["learn"], "objective": "restricted_distillation", "weight": 1.0}
+_RETAIN_FREE_TERMS = {"learn": _LEARN, "known": _KNOWN, "forget": _FORGET}
+RETAIN_FREE: dict[str, Any] = {
+    **{key: DEFAULT[key] for key in ("data", "adapter", "head")},
+    "stages": {
+        "learn": _stage(
+            "learn", {"learn": 32, "forget": 32}, terms=_RETAIN_FREE_TERMS, epochs=5.0, min_steps=40
+        ),
+        "forget": _stage(
+            "forget", {"learn": 32, "forget": 32}, terms=_RETAIN_FREE_TERMS, epochs=5.0, min_steps=40
+        ),
+        "joint": _stage(
+            "learn", {"learn": 32, "forget": 32}, terms=_RETAIN_FREE_TERMS, epochs=10.0, min_steps=80
+        ),
+    },
+}
 
 PRESETS: dict[str, dict[str, Any]] = {"default": DEFAULT, "paper": PAPER, "retain-free": RETAIN_FREE}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from kswap.config import SwapConfig
 from kswap.data import SwapData, build_data
 

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from kswap.data import SwapData
 from PIL import Image
+
+from kswap.data import SwapData
 
 
 def noise(name: str, width: int = 12, height: int = 10) -> Image.Image:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from kswap.data import match_class
 from kswap.errors import UserError
 
@@ -63,6 +64,6 @@ def test_refusals(name: str, message: str) -> None:
 
 
 def test_labels_without_names() -> None:
-    with pytest.raises(UserError, match="have no names"):
+    with pytest.raises(UserError, match=r"have no names"):
         match_class("cat", {0: "LABEL_0", 1: "LABEL_1"})
     assert match_class("LABEL_1", {0: "LABEL_0", 1: "LABEL_1"}) == 1

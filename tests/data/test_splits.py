@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from kswap.data.splits import Cut, Picture, arrange, cut_counts
 
 CUT = Cut(test_fraction=0.2, validation_fraction=0.1, train_fraction=1.0)
@@ -37,9 +38,7 @@ def test_counts(number: int, test: float, validation: float, counts: tuple[int, 
     assert cut_counts(number, Cut(test, validation, 1.0)) == counts
 
 
-@given(
-    number=st.integers(2, 400), test=st.floats(0.001, 0.99), validation=st.floats(0, 0.99)
-)
+@given(number=st.integers(2, 400), test=st.floats(0.001, 0.99), validation=st.floats(0, 0.99))
 def test_counts_leave_something_for_everyone(number: int, test: float, validation: float) -> None:
     num_test, num_validation = cut_counts(number, Cut(test, validation, 1.0))
     assert num_test >= 1
@@ -76,7 +75,9 @@ def test_splits_are_disjoint_and_do_not_depend_on_order(
     assert not held["train"] & held["test"]
     assert not held["train"] & held["validation"]
     assert not held["validation"] & held["test"]
-    used = [(p.role, p.class_id, p.digest) for p, s in zip(pictures, result.splits, strict=True) if s]
+    used = [
+        (p.role, p.class_id, p.digest) for p, s in zip(pictures, result.splits, strict=True) if s
+    ]
     assert len(set(used)) == len(used)
     left_out = result.copies + result.leaks + sum(result.thinned.values())
     assert result.splits.count(None) == left_out

@@ -27,7 +27,8 @@ _SMALL: dict[str, Any] = {
 Shapes = tuple[tuple[int, int], ...]
 
 
-def _build(model_class: Any, config: Any) -> PreTrainedModel:
+def _build(model_class: Any, config: Any, *, noise: float = 0.05) -> PreTrainedModel:
+    config.num_labels = NUM_CLASSES
     config.id2label = dict(LABELS)
     config.label2id = {label: index for index, label in LABELS.items()}
     with torch.random.fork_rng(devices=[]):
@@ -35,12 +36,16 @@ def _build(model_class: Any, config: Any) -> PreTrainedModel:
         model: PreTrainedModel = model_class(config)
         # Some families start all-zero heads, layer scales or running norms; noise makes every weight matter.
         for parameter in model.parameters():
-            parameter.data.add_(0.05 * torch.randn_like(parameter))
+            parameter.data.add_(noise * torch.randn_like(parameter))
     return model.eval()
 
 
 def _vision(config_class: Any, **values: Any) -> Any:
     return config_class(vision_config={**_SMALL, **values}, text_config={})
+
+
+def _without(name: str) -> dict[str, Any]:
+    return {key: value for key, value in _SMALL.items() if key != name}
 
 
 FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
@@ -58,7 +63,8 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
         hf.Data2VecVisionConfig(**_SMALL, use_shared_relative_position_bias=True),
     ),
     "dinov2": lambda: _build(
-        hf.Dinov2ForImageClassification, hf.Dinov2Config(**_without("intermediate_size"), mlp_ratio=2)
+        hf.Dinov2ForImageClassification,
+        hf.Dinov2Config(**_without("intermediate_size"), mlp_ratio=2),
     ),
     "dinov2-swiglu": lambda: _build(
         hf.Dinov2ForImageClassification,
@@ -66,7 +72,9 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
     ),
     "dinov2-registers": lambda: _build(
         hf.Dinov2WithRegistersForImageClassification,
-        hf.Dinov2WithRegistersConfig(**_without("intermediate_size"), mlp_ratio=2, num_register_tokens=2),
+        hf.Dinov2WithRegistersConfig(
+            **_without("intermediate_size"), mlp_ratio=2, num_register_tokens=2
+        ),
     ),
     "vit-msn": lambda: _build(hf.ViTMSNForImageClassification, hf.ViTMSNConfig(**_SMALL)),
     "ijepa": lambda: _build(hf.IJepaForImageClassification, hf.IJepaConfig(**_SMALL)),
@@ -90,79 +98,158 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
     "swin": lambda: _build(
         hf.SwinForImageClassification,
         hf.SwinConfig(
-            image_size=32, patch_size=4, embed_dim=16, depths=[1, 2], num_heads=[2, 4], window_size=4, mlp_ratio=2.0
+            image_size=32,
+            patch_size=4,
+            embed_dim=16,
+            depths=[1, 2],
+            num_heads=[2, 4],
+            window_size=4,
+            mlp_ratio=2.0,
         ),
     ),
     "swinv2": lambda: _build(
         hf.Swinv2ForImageClassification,
         hf.Swinv2Config(
-            image_size=32, patch_size=4, embed_dim=16, depths=[1, 2], num_heads=[2, 4], window_size=4, mlp_ratio=2.0
+            image_size=32,
+            patch_size=4,
+            embed_dim=16,
+            depths=[1, 2],
+            num_heads=[2, 4],
+            window_size=4,
+            mlp_ratio=2.0,
         ),
     ),
     "donut-swin": lambda: _build(
         hf.models.donut.modeling_donut_swin.DonutSwinForImageClassification,
         hf.DonutSwinConfig(
-            image_size=32, patch_size=4, embed_dim=16, depths=[1, 2], num_heads=[2, 4], window_size=4, mlp_ratio=2.0
+            image_size=32,
+            patch_size=4,
+            embed_dim=16,
+            depths=[1, 2],
+            num_heads=[2, 4],
+            window_size=4,
+            mlp_ratio=2.0,
         ),
     ),
     "hiera": lambda: _build(
         hf.HieraForImageClassification,
         hf.HieraConfig(
-            image_size=[32, 32], patch_size=[7, 7], patch_stride=[4, 4], patch_padding=[3, 3],
-            embed_dim=16, depths=[1, 2], num_heads=[1, 2], mlp_ratio=2.0, embed_dim_multiplier=2.0,
-            num_query_pool=1, query_stride=[2, 2], masked_unit_size=[4, 4], masked_unit_attention=[True, False],
+            image_size=[32, 32],
+            patch_size=[7, 7],
+            patch_stride=[4, 4],
+            patch_padding=[3, 3],
+            embed_dim=16,
+            depths=[1, 2],
+            num_heads=[1, 2],
+            mlp_ratio=2.0,
+            embed_dim_multiplier=2.0,
+            num_query_pool=1,
+            query_stride=[2, 2],
+            masked_unit_size=[4, 4],
+            masked_unit_attention=[True, False],
         ),
     ),  # fmt: skip
     "pvt": lambda: _build(
         hf.PvtForImageClassification,
         hf.PvtConfig(
-            image_size=32, num_encoder_blocks=2, depths=[1, 1], sequence_reduction_ratios=[2, 1],
-            hidden_sizes=[16, 32], patch_sizes=[4, 2], strides=[4, 2], num_attention_heads=[1, 2], mlp_ratios=[2, 2],
+            image_size=32,
+            num_encoder_blocks=2,
+            depths=[1, 1],
+            sequence_reduction_ratios=[2, 1],
+            hidden_sizes=[16, 32],
+            patch_sizes=[4, 2],
+            strides=[4, 2],
+            num_attention_heads=[1, 2],
+            mlp_ratios=[2, 2],
         ),
     ),  # fmt: skip
     "pvt-v2": lambda: _build(
         hf.PvtV2ForImageClassification,
         hf.PvtV2Config(
-            image_size=32, num_encoder_blocks=2, depths=[1, 1], sr_ratios=[2, 1], hidden_sizes=[16, 32],
-            patch_sizes=[7, 3], strides=[4, 2], num_attention_heads=[1, 2], mlp_ratios=[2, 2],
+            image_size=32,
+            num_encoder_blocks=2,
+            depths=[1, 1],
+            sr_ratios=[2, 1],
+            hidden_sizes=[16, 32],
+            patch_sizes=[7, 3],
+            strides=[4, 2],
+            num_attention_heads=[1, 2],
+            mlp_ratios=[2, 2],
         ),
     ),  # fmt: skip
     "segformer": lambda: _build(
         hf.SegformerForImageClassification,
         hf.SegformerConfig(
-            num_encoder_blocks=2, depths=[1, 1], sr_ratios=[2, 1], hidden_sizes=[16, 32], patch_sizes=[7, 3],
-            strides=[4, 2], num_attention_heads=[1, 2], mlp_ratios=[2, 2], image_size=32,
+            num_encoder_blocks=2,
+            depths=[1, 1],
+            sr_ratios=[2, 1],
+            hidden_sizes=[16, 32],
+            patch_sizes=[7, 3],
+            strides=[4, 2],
+            num_attention_heads=[1, 2],
+            mlp_ratios=[2, 2],
+            image_size=32,
         ),
     ),  # fmt: skip
     "mobilevit": lambda: _build(
         hf.MobileViTForImageClassification,
         hf.MobileViTConfig(
-            image_size=64, patch_size=2, hidden_sizes=[16, 24, 32], neck_hidden_sizes=[8, 8, 8, 16, 16, 16, 32],
-            num_attention_heads=4, mlp_ratio=1.5,
+            image_size=64,
+            patch_size=2,
+            hidden_sizes=[16, 24, 32],
+            neck_hidden_sizes=[8, 8, 8, 16, 16, 16, 32],
+            num_attention_heads=4,
+            mlp_ratio=1.5,
         ),
+        noise=0.4,  # deep and narrow: less, and the gradient vanishes
     ),  # fmt: skip
     "levit": lambda: _build(
         hf.LevitForImageClassification,
         hf.LevitConfig(
-            image_size=32, hidden_sizes=[32, 48], num_attention_heads=[2, 3], depths=[1, 1], key_dim=[8, 8],
-            mlp_ratio=[2, 2], attention_ratio=[2, 2], down_ops=[["Subsample", 8, 4, 4, 2, 2]],
+            image_size=32,
+            hidden_sizes=[32, 48],
+            num_attention_heads=[2, 3],
+            depths=[1, 1],
+            key_dim=[8, 8],
+            mlp_ratio=[2, 2],
+            attention_ratio=[2, 2],
+            down_ops=[["Subsample", 8, 4, 4, 2, 2]],
         ),
     ),  # fmt: skip
     "cvt": lambda: _build(
         hf.CvtForImageClassification,
         hf.CvtConfig(
-            num_channels=3, patch_sizes=[7, 3], patch_stride=[4, 2], patch_padding=[2, 1], embed_dim=[16, 32],
-            num_heads=[1, 2], depth=[1, 2], mlp_ratio=[2.0, 2.0], attention_drop_rate=[0.0, 0.0],
-            drop_rate=[0.0, 0.0], drop_path_rate=[0.0, 0.0], qkv_bias=[True, True], cls_token=[False, True],
-            qkv_projection_method=["dw_bn", "dw_bn"], kernel_qkv=[3, 3], padding_kv=[1, 1], stride_kv=[2, 2],
-            padding_q=[1, 1], stride_q=[1, 1],
+            num_channels=3,
+            patch_sizes=[7, 3],
+            patch_stride=[4, 2],
+            patch_padding=[2, 1],
+            embed_dim=[16, 32],
+            num_heads=[1, 2],
+            depth=[1, 2],
+            mlp_ratio=[2.0, 2.0],
+            attention_drop_rate=[0.0, 0.0],
+            drop_rate=[0.0, 0.0],
+            drop_path_rate=[0.0, 0.0],
+            qkv_bias=[True, True],
+            cls_token=[False, True],
+            qkv_projection_method=["dw_bn", "dw_bn"],
+            kernel_qkv=[3, 3],
+            padding_kv=[1, 1],
+            stride_kv=[2, 2],
+            padding_q=[1, 1],
+            stride_q=[1, 1],
         ),
     ),  # fmt: skip
     "focalnet": lambda: _build(
         hf.FocalNetForImageClassification,
         hf.FocalNetConfig(
-            image_size=32, embed_dim=16, depths=[1, 1], hidden_sizes=[16, 32], focal_levels=[2, 2],
-            focal_windows=[3, 3], mlp_ratio=2.0,
+            image_size=32,
+            embed_dim=16,
+            depths=[1, 1],
+            hidden_sizes=[16, 32],
+            focal_levels=[2, 2],
+            focal_windows=[3, 3],
+            mlp_ratio=2.0,
         ),
     ),  # fmt: skip
     "convnext": lambda: _build(
@@ -176,5 +263,66 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
 }
 
 
-def _without(name: str) -> dict[str, Any]:
-    return {key: value for key, value in _SMALL.items() if key != name}
+def _two(down: int, up: int) -> Shapes:
+    return (down, up), (up, down)
+
+
+def _gated(down: int, up: int) -> Shapes:
+    return (down, up), (down, up), (up, down)
+
+
+EXPECTED_FFN: dict[str, tuple[Shapes, ...]] = {
+    **dict.fromkeys(
+        ("vit", "deit", "deit-distilled", "beit", "data2vec", "vit-msn", "ijepa"),
+        (_two(32, 48),) * 2,
+    ),
+    **dict.fromkeys(("siglip", "siglip2", "clip", "metaclip2"), (_two(32, 48),) * 2),
+    **dict.fromkeys(("dinov2", "dinov2-registers"), (_two(32, 64),) * 2),
+    # The hidden width of SwiGLU is 2/3 of mlp_ratio * d, rounded up to a multiple of 8: 2/3 * 64 -> 48.
+    "dinov2-swiglu": (_gated(32, 48),) * 2,
+    "vit-square": (_two(32, 32),) * 2,
+    **dict.fromkeys(
+        ("swin", "swinv2", "donut-swin", "hiera", "cvt"), (_two(16, 32), _two(32, 64), _two(32, 64))
+    ),
+    **dict.fromkeys(("pvt", "pvt-v2", "segformer", "focalnet"), (_two(16, 32), _two(32, 64))),
+    # Stages of 2, 4 and 3 blocks are fixed in the family.
+    "mobilevit": (_two(16, 24),) * 2 + (_two(24, 36),) * 4 + (_two(32, 48),) * 3,
+    # One network in each stage and one after the subsampling between the stages.
+    "levit": (_two(32, 64), _two(48, 96), _two(48, 96)),
+    **dict.fromkeys(("convnext", "convnextv2"), (_two(16, 64), _two(32, 128))),
+}
+EXPECTED_HEADS: dict[str, tuple[str, ...]] = {
+    "deit-distilled": ("cls_classifier", "distillation_classifier"),
+    "levit": ("classifier.linear",),
+}
+NOT_FFN = ("attention", "attn", "q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "qkv", "query", "key", "value",
+           "modulation", "reduction", "classifier", "pooler", "embeddings")  # fmt: skip
+"""Parts of the names that the modelling code gives to everything but feed-forward linears."""
+
+
+def tiny_processor(model: PreTrainedModel) -> Any:
+    """Return the image processor of a tiny model, without torchvision."""
+    if model.config.model_type == "siglip2":
+        return hf.Siglip2ImageProcessorPil(patch_size=8, max_num_patches=16)
+    side = image_side(model)
+    return hf.ViTImageProcessorPil(size={"height": side, "width": side})
+
+
+def image_side(model: PreTrainedModel) -> int:
+    """Return the side of the square images of a tiny model."""
+    config = getattr(model.config, "vision_config", model.config)
+    size = getattr(config, "image_size", 32)
+    return int(size if isinstance(size, int) else size[0])
+
+
+def tiny_inputs(model: PreTrainedModel, count: int = 4, seed: int = 1) -> dict[str, torch.Tensor]:
+    """Return a batch of noise that the model's forward takes."""
+    noise = torch.Generator().manual_seed(seed)
+    if model.config.model_type == "siglip2":
+        return {
+            "pixel_values": torch.randn(count, 16, 3 * 8 * 8, generator=noise),
+            "pixel_attention_mask": torch.ones(count, 16, dtype=torch.long),
+            "spatial_shapes": torch.tensor([[4, 4]] * count),
+        }
+    side = image_side(model)
+    return {"pixel_values": torch.randn(count, 3, side, side, generator=noise)}

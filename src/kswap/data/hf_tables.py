@@ -33,7 +33,7 @@ def dataset_table(
     *,
     where: str,
     folder: Path | None,
-    allow_paths: bool = True,
+    from_hub: bool = False,
 ) -> Table:
     """Return a dataset as a table; relative paths in its rows are relative to `folder`.
 
@@ -46,7 +46,7 @@ def dataset_table(
     dataset = dataset.with_format(None)
     image = _image_column(dataset, settings, where)
     label = _label_column(dataset, settings, where, image)
-    dataset = _encoded(dataset, image, where=where, allow_paths=allow_paths)
+    dataset = _encoded(dataset, image, where=where, from_hub=from_hub)
     classes, labels, numbered = _classes(dataset, label, where)
     num_without = int((labels < 0).sum())
     if num_without:
@@ -54,7 +54,7 @@ def dataset_table(
     rows = dataset.select_columns([image])
 
     def read(row: int) -> ImageLike:
-        return _image_of(rows[row][image], folder, allow_paths=allow_paths)
+        return _image_of(rows[row][image], folder, from_hub=from_hub)
 
     def name(row: int) -> str:
         value = rows[row][image]
@@ -65,17 +65,31 @@ def dataset_table(
     return Table(where, classes, labels, read, name, numbered, tuple(notes))
 
 
-def _image_of(value: Any, folder: Path | None, *, allow_paths: bool) -> ImageLike:
+def _image_of(value: Any, folder: Path | None, *, from_hub: bool) -> ImageLike:
     """Turn a cell into something that can be decoded; empty bytes stand for an empty cell."""
     if isinstance(value, Mapping):
         value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
     if isinstance(value, str):
-        # a data set of somebody else's must not choose which of the user's files are opened
-        return (folder or Path()) / Path(value).expanduser() if allow_paths else b""
+        path = (folder or Path()) / Path(value).expanduser()
+        if from_hub and not _in_cache(path):
+            raise PermissionError("it lies outside the cache of the datasets library")
+        return path
     return b"" if value is None else value
 
 
-def _encoded(dataset: Dataset, column: str, *, where: str, allow_paths: bool) -> Dataset:
+def _in_cache(path: Path) -> bool:
+    """Whether a path is where the datasets library puts what it downloads.
+
+    A data set of somebody else's must not choose which of the user's own files are opened.
+    """
+    from datasets import config
+    from huggingface_hub import constants
+
+    folders = (config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH, constants.HF_HUB_CACHE)
+    return any(path.resolve().is_relative_to(Path(folder).resolve()) for folder in folders)
+
+
+def _encoded(dataset: Dataset, column: str, *, where: str, from_hub: bool) -> Dataset:
     from datasets import Image, Value
 
     feature = dataset.features[column]
@@ -86,7 +100,7 @@ def _encoded(dataset: Dataset, column: str, *, where: str, allow_paths: bool) ->
     if isinstance(feature, Value):
         if "binary" in feature.dtype:
             return dataset
-        if "string" in feature.dtype and allow_paths:
+        if "string" in feature.dtype and not from_hub:
             return dataset
     raise UserError(
         f"{where}: column {column!r} holds {_kind(feature)}, not images; "
@@ -173,9 +187,9 @@ def _whole(value: Any) -> int | bool | None:
         return None
     if isinstance(value, bool):
         return int(value)
-    if not isinstance(value, int | float) or value != int(value):
-        return False
-    return None if value == -1 else int(value)
+    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+        return None if value == -1 else int(value)
+    return False
 
 
 def _coded(values: list[Any]) -> tuple[tuple[str, ...], NDArray[np.int64]]:

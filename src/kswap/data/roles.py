@@ -50,7 +50,7 @@ def assign_roles(
     new_names: list[str] = []
     if "learn" in sources:
         new_names = _learn(roles, sources["learn"], renamed["learn"], named["learn"], model, gone)
-    _refuse_learned(new_names, named)
+    _refuse_two_roles({**named, "learn": new_names})
     forget_ids: tuple[int, ...] = ()
     if "forget" in sources:
         forget_ids = _forget(
@@ -77,27 +77,20 @@ def _named(role: Role, settings: SourceConfig) -> tuple[str, ...] | None:
     return settings.classes
 
 
-def _refuse_two_roles(named: Mapping[Role, tuple[str, ...] | None]) -> None:
+def _refuse_two_roles(named: Mapping[Role, Collection[str] | None]) -> None:
     holder: dict[str, Role] = {}
     for role, names in named.items():
         for name in names or ():
             other = holder.setdefault(plain(name), role)
             if other != role:
-                raise UserError(
-                    f"{role}.classes: {one_line(name)!r} is in {other} and {role}; a class has "
-                    "one role, take it out of one"
-                )
+                raise _two_roles(name, other, role)
 
 
-def _refuse_learned(new_names: list[str], named: Mapping[Role, tuple[str, ...] | None]) -> None:
-    learned = {plain(name) for name in new_names}
-    for role in ("forget", "retain"):
-        for name in named.get(role) or ():
-            if plain(name) in learned:
-                raise UserError(
-                    f"{role}.classes: {one_line(name)!r} is in learn and {role}; a class has one "
-                    "role, take it out of one"
-                )
+def _two_roles(name: str, one: Role, other: Role) -> UserError:
+    return UserError(
+        f"{other}.classes: {one_line(name)!r} is in {one} and {other}; a class has one role, "
+        "take it out of one"
+    )
 
 
 def _renamed(role: Role, source: Source, settings: SourceConfig) -> dict[str, str]:
@@ -152,7 +145,6 @@ def _learn(
         name: rows[places[new]] for name, new in renamed.items() if places[new] in rows
     }
     _note_ignored(roles, "learn", source)
-    _note_empty(roles, "learn", source)
     return list(wanted.values())
 
 
@@ -203,10 +195,7 @@ def _retain_ids(
     class_ids = _matched("retain", named, model, "retain.classes")
     for class_id, name in class_ids.items():
         if class_id in forget_ids:
-            raise UserError(
-                f"retain.classes: {one_line(name)!r} is in forget and retain; a class has one "
-                "role, take it out of one"
-            )
+            raise _two_roles(name, "forget", "retain")
         if class_id in gone:
             raise UserError(
                 f"retain.classes: {one_line(name)!r} was forgotten by an earlier swap; take it "
@@ -295,21 +284,15 @@ def _select(
 
 
 def _note_ignored(roles: Roles, role: Role, source: Source) -> None:
-    ignored = [
-        name
-        for name, number in source.counts.items()
-        if number and name not in roles.of_source[role]
-    ]
-    if ignored:
-        images = count(sum(source.counts[name] for name in ignored), "image")
+    ignored = [name for name in source.counts if name not in roles.of_source[role]]
+    full = [name for name in ignored if source.counts[name]]
+    empty = [name for name in ignored if not source.counts[name]]
+    if full:
+        images = count(sum(source.counts[name] for name in full), "image")
         roles.notes.append(
-            f"{role}: {images} of {source.where} left out, of {count(len(ignored), 'class')} "
-            f"without this role: {listed(ignored)}"
+            f"{role}: {images} of {source.where} left out, of {count(len(full), 'class')} "
+            f"without this role: {listed(full)}"
         )
-
-
-def _note_empty(roles: Roles, role: Role, source: Source) -> None:
-    empty = [name for name, number in source.counts.items() if not number]
     if empty:
         roles.notes.append(
             f"{role}: classes of {source.where} without images, left out: {listed(empty)}"

@@ -167,10 +167,12 @@ def _files_source(
 def _hub_source(role: Role, name: str, settings: SourceConfig) -> Source:
     import datasets
 
-    missing = f"{role}.data: {name!r} is no folder or file here, and as a Hugging Face dataset it"
+    missing = (
+        f"{role}.data: {name!r} is no folder or file here; the Hugging Face dataset of this name"
+    )
     with _reading(missing):
         loaded = datasets.load_dataset(name)
-    return _dataset_source(loaded, settings, where=name, folder=None, allow_paths=False)
+    return _dataset_source(loaded, settings, where=name, folder=None, from_hub=True)
 
 
 def _memory_source(role: Role, value: object, settings: SourceConfig) -> Source:
@@ -193,7 +195,7 @@ def _dataset_source(
     *,
     where: str,
     folder: Path | None,
-    allow_paths: bool = True,
+    from_hub: bool = False,
 ) -> Source:
     where = one_line(where)
     if not isinstance(loaded, Mapping):
@@ -202,7 +204,7 @@ def _dataset_source(
     for split, dataset in loaded.items():
         place = where if len(loaded) == 1 else f"{where} [{split}]"
         tables[str(split)] = dataset_table(
-            dataset, settings, where=place, folder=folder, allow_paths=allow_paths
+            dataset, settings, where=place, folder=folder, from_hub=from_hub
         )
     return source_of_splits(where, tables)
 

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -92,7 +92,8 @@ class FileStore:
         trace: TracebackType | None,
     ) -> None:
         """Free the space of what was not gathered."""
-        self._file.close()
+        with suppress(OSError):  # what is still in the buffer is not wanted any more
+            self._file.close()
         if self._temporary and (kind is not None or not self._arrays):
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -108,8 +109,9 @@ class FileStore:
         place = self._places.pop(index, None)
         if place is None or self._like is None:
             return None
-        self._file.seek(place)
-        data = self._file.read(self._like.nbytes)
+        with _disk_errors(self.folder):  # seeking writes what is still in the buffer
+            self._file.seek(place)
+            data = self._file.read(self._like.nbytes)
         return np.frombuffer(data, self._like.dtype).reshape(self._like.shape)
 
     def gather(
@@ -125,10 +127,11 @@ class FileStore:
         path = self.folder / f"{name}.images"
         part = self.folder / f".{name}.{os.getpid()}.part"
         try:
-            with _disk_errors(self.folder), part.open("wb") as file:
-                for index in indices:
-                    file.write(np.ascontiguousarray(read(index)).data.cast("B"))
-            part.replace(path)
+            with _disk_errors(self.folder):
+                with part.open("wb") as file:
+                    for index in indices:
+                        file.write(np.ascontiguousarray(read(index)).data.cast("B"))
+                part.replace(path)
         finally:
             part.unlink(missing_ok=True)
         # copy-on-write: a batch is writable, as torch wants it, the file is not

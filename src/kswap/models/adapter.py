@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
@@ -56,12 +57,16 @@ def attach(
     linears = [name for block in blocks for name in block.linears]
     lora = LoraConfig(
         r=config.rank,
-        lora_alpha=config.rank * config.scale,  # type: ignore[arg-type]  # PEFT divides it by r; any number does
+        lora_alpha=config.rank * config.scale,  # PEFT divides it by r; it need not be whole
         lora_dropout=config.dropout,
-        target_modules=r"(?:" + "|".join(re.escape(name) for name in linears) + r")",  # matched whole
+        target_modules=f"(?:{'|'.join(map(re.escape, linears))})",  # matched whole
         modules_to_save=list(head_names),
     )
-    with torch.random.fork_rng(devices=[]):  # PEFT's own init draws from the global generator
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # PEFT's own init draws from the global generator, and it asks transformers for a deprecated property.
+        warnings.filterwarnings(
+            "ignore", message=".*is_gradient_checkpointing", category=FutureWarning
+        )
         wrapped = get_peft_model(model, lora, adapter_name=ADAPTER_NAME)
     if not isinstance(wrapped, PeftModel):
         raise TypeError(f"PEFT returned a {type(wrapped).__name__}")
@@ -79,7 +84,9 @@ def attach(
     return wrapped.train(was_training)
 
 
-def adapter_groups(peft_model: PeftModel, blocks: Sequence[FfnBlock]) -> dict[str, list[nn.Parameter]]:
+def adapter_groups(
+    peft_model: PeftModel, blocks: Sequence[FfnBlock]
+) -> dict[str, list[nn.Parameter]]:
     """Return the LoRA matrices of each block: the groups of the group lasso.
 
     Raises:
@@ -160,7 +167,9 @@ def _lora_pair(peft_model: PeftModel, name: str) -> tuple[nn.Parameter, nn.Param
 def _check_hits(peft_model: PeftModel, linears: Collection[str], heads: Collection[str]) -> None:
     base = peft_model.get_base_model()
     adapted = {name for name, module in base.named_modules() if isinstance(module, LoraLayer)}
-    saved = {name for name, module in base.named_modules() if isinstance(module, ModulesToSaveWrapper)}
+    saved = {
+        name for name, module in base.named_modules() if isinstance(module, ModulesToSaveWrapper)
+    }
     for what, hit, wanted in (("LoRA", adapted, set(linears)), ("the head", saved, set(heads))):
         if hit != wanted:
             raise RuntimeError(

@@ -31,7 +31,7 @@ from kswap.errors import UserError
 from kswap.models.adapter import ADAPTER_NAME
 from kswap.models.loading import load_base, quiet
 
-_RECIPE = '''\
+_RECIPE = """\
 ---
 base_model: {base}
 library_name: peft
@@ -54,10 +54,12 @@ processor = AutoImageProcessor.from_pretrained("{folder}")
 `ignore_mismatched_sizes=True` because the head has {num_labels} rows here and fewer in the base; the rows that
 transformers makes up at that line are replaced by those in this folder at the next. Without the config the last
 line stops with a size mismatch.
-'''
+"""
 
 
-def save_adapter(peft_model: PeftModel, to_dir: str | Path, *, base_name: str, processor: Any) -> Path:
+def save_adapter(
+    peft_model: PeftModel, to_dir: str | Path, *, base_name: str, processor: Any
+) -> Path:
     """Write the adapter as a standard PEFT folder: LoRA, head, label map, image processor, recipe.
 
     Args:
@@ -87,7 +89,9 @@ def save_adapter(peft_model: PeftModel, to_dir: str | Path, *, base_name: str, p
     return write_folder(to_dir, write)
 
 
-def merged_model(peft_model: PeftModel, *, kswap: Mapping[str, Any] | None = None) -> PreTrainedModel:
+def merged_model(
+    peft_model: PeftModel, *, kswap: Mapping[str, Any] | None = None
+) -> PreTrainedModel:
     """Return a copy with the adapter folded in, in eval mode; the training model is untouched.
 
     Args:
@@ -101,7 +105,7 @@ def merged_model(peft_model: PeftModel, *, kswap: Mapping[str, Any] | None = Non
         parameter.requires_grad_(True)
         parameter.grad = None
     if kswap is not None:
-        merged.config.kswap = dict(kswap)  # type: ignore[attr-defined]
+        merged.config.kswap = dict(kswap)
     return merged.eval()
 
 
@@ -192,7 +196,9 @@ def _is_adapter_part(name: str) -> bool:
 
 
 def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "none"
+    return (
+        ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "none"
+    )
 
 
 def _plain_config(model: Any) -> Any:

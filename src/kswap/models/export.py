@@ -11,7 +11,7 @@ import importlib.util
 import io
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,18 +53,18 @@ def export_onnx(model: PreTrainedModel, processor: Any, to_path: str | Path) -> 
     pixels = _example(model, processor)
     failures = []
     try:
-        for export in (_by_torch_export, _by_torchscript):
+        for name, export in _EXPORTERS.items():
             try:
                 with _silent():
                     export(wrapped, pixels, partial)
                 difference = _difference(wrapped, pixels, partial)
             except Exception as error:  # the other exporter may take it
-                failures.append(f"{export.__name__[4:]}: {type(error).__name__}: {_one_line(error)}")
+                failures.append(f"{name}: {type(error).__name__}: {_one_line(error)}")
                 continue
             if difference <= _TOLERANCE:
                 partial.replace(to_path)
                 return to_path
-            failures.append(f"{export.__name__[4:]}: logits differ by {difference:.2g} (allowed {_TOLERANCE:g})")
+            failures.append(f"{name}: logits differ by {difference:.2g} (allowed {_TOLERANCE:g})")
     finally:
         partial.unlink(missing_ok=True)
     raise RuntimeError(f"{type(model).__name__} cannot be exported to ONNX ({'; '.join(failures)})")
@@ -73,7 +73,9 @@ def export_onnx(model: PreTrainedModel, processor: Any, to_path: str | Path) -> 
 def _need_onnx() -> None:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         if importlib.util.find_spec(package) is None:
-            raise UserError(f"ONNX export needs {package}, which is not installed; pip install 'kswap[onnx]'")
+            raise UserError(
+                f"ONNX export needs {package}, which is not installed; pip install 'kswap[onnx]'"
+            )
 
 
 def _example(model: PreTrainedModel, processor: Any) -> Tensor:
@@ -81,7 +83,9 @@ def _example(model: PreTrainedModel, processor: Any) -> Tensor:
     size = getattr(processor, "crop_size", None) or getattr(processor, "size", None) or {}
     pixels = next(example_inputs(model))["pixel_values"]
     if pixels.ndim != 4:
-        raise UserError(f"{type(model).__name__}: takes packed patches, not images; it has no ONNX export")
+        raise UserError(
+            f"{type(model).__name__}: takes packed patches, not images; it has no ONNX export"
+        )
     height, width = pixels.shape[-2:]
     with contextlib.suppress(KeyError, TypeError):
         height, width = int(size["height"]), int(size["width"])
@@ -117,13 +121,21 @@ def _by_torchscript(wrapped: nn.Module, pixels: Tensor, path: Path) -> None:
     )
 
 
+_EXPORTERS: dict[str, Callable[[nn.Module, Tensor, Path], None]] = {
+    "torch.export": _by_torch_export,
+    "TorchScript": _by_torchscript,
+}
+
+
 def _difference(wrapped: nn.Module, pixels: Tensor, path: Path) -> float:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     worst = 0.0
     for batch in _CHECKED_BATCHES:
-        images = pixels[:1].repeat(batch, 1, 1, 1) * torch.linspace(1, 0.5, batch)[:, None, None, None]
+        images = (
+            pixels[:1].repeat(batch, 1, 1, 1) * torch.linspace(1, 0.5, batch)[:, None, None, None]
+        )
         with torch.no_grad():
             expected = wrapped(images)
         (logits,) = session.run(["logits"], {"pixel_values": images.numpy()})

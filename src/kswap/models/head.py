@@ -15,11 +15,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from kswap.errors import UserError
+from kswap.models.rows import class_mean_rows, random_rows
 from kswap.models.structure import linear_names, shown
 from kswap.models.trace import Node, trace
-
-_MARGIN = 1.0
-"""Nats by which a new row leads at its own class mean (class-mean init)."""
 
 
 def find_heads(model: nn.Module) -> tuple[str, ...]:
@@ -54,7 +52,8 @@ def find_heads(model: nn.Module) -> tuple[str, ...]:
 
 def head_linear(model: nn.Module, name: str) -> nn.Linear:
     """Return the head that computes: of a bare model, or the trained copy inside a PEFT model."""
-    base: nn.Module = model.get_base_model() if hasattr(model, "get_base_model") else model
+    wrapped: Any = model
+    base = wrapped.get_base_model() if hasattr(model, "get_base_model") else wrapped
     module: Any = base.get_submodule(name)
     if hasattr(module, "modules_to_save"):
         module = module.modules_to_save[module.active_adapter]
@@ -73,15 +72,13 @@ def recorded_head_inputs(model: nn.Module, heads: Sequence[str]) -> Iterator[dic
     features: dict[str, Tensor] = {}
 
     def recorder(name: str) -> Any:
-        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
             given = args[0]
             features[name] = given if given.ndim == 2 else given.flatten(1)
 
         return hook
 
-    handles = [
-        head_linear(model, name).register_forward_pre_hook(recorder(name)) for name in heads
-    ]
+    handles = [head_linear(model, name).register_forward_pre_hook(recorder(name)) for name in heads]
     try:
         yield features
     finally:
@@ -124,19 +121,7 @@ def extend_head(
 ) -> None:
     """Append one row for each new class to every head, in place; the config's label maps follow.
 
-    random: weights Xavier-uniform over the matrix of new rows, `U(-a, a)` with
-    `a = sqrt(6 / (num_new + in_features))`, bias 0, from a generator of its own (the global one is untouched).
-
-    class-mean: with the mean feature `mu_c` of new class c, a centre `mu`, and rho the mean norm of old rows,
-
-        w_c = rho * (mu_c - mu) / ||mu_c - mu||
-        b_c = level - w_c . mu
-
-    so that all new rows answer `level` at the centre and, by Cauchy-Schwarz, row c leads the new rows at
-    mu_c. `level` is the mean old logit at `mu` (an image of no class in particular favours neither side),
-    raised as little as needed for each new row to lead the old ones by 1 nat at its own mean. A head without
-    bias takes the same weights. The centre is `base_means`, the mean feature over the images the base already
-    knows; without it the mean of the given class means, or the origin where there is one new class only.
+    The start of the rows is that of `rows.py`: `class_mean_rows` or `random_rows`.
 
     Args:
         model: A bare model.
@@ -144,7 +129,8 @@ def extend_head(
         init: Start of the new rows.
         seed: Seed of random rows.
         class_means: For class-mean: head name -> (num_new, in_features), in the order of the new ids.
-        base_means: For class-mean: head name -> (in_features,).
+        base_means: For class-mean: head name -> mean feature (in_features,) over images that the base
+            knows, the centre of the features.
 
     Raises:
         ValueError: the map does not extend the model's, or class means are missing or misshapen.
@@ -159,49 +145,20 @@ def extend_head(
     for name in heads:
         head = head_linear(model, name)
         if num_new and init == "random":
-            weight = torch.empty(num_new, head.in_features)
-            nn.init.xavier_uniform_(weight, generator=generator)
-            rows[name] = weight, torch.zeros(num_new)
+            rows[name] = random_rows(num_new, head.in_features, generator)
         elif num_new:
             means = _means(class_means, name, (num_new, head.in_features))
             centre = None if base_means is None else _means(base_means, name, (head.in_features,))
-            rows[name] = class_mean_rows(head, means, centre)
+            bias = None if head.bias is None else head.bias.detach()
+            rows[name] = class_mean_rows(head.weight.detach(), bias, means, centre)
     for name, (weight, bias) in rows.items():
         head = head_linear(model, name)
-        old_bias = None if head.bias is None else head.bias.detach()
-        _replace_rows(
-            head,
-            torch.cat([head.weight.detach(), weight.to(head.weight)]),
-            None if old_bias is None else torch.cat([old_bias, bias.to(old_bias)]),
-        )
+        weight = torch.cat([head.weight.detach(), weight.to(head.weight)])
+        if head.bias is None:
+            _replace_rows(head, weight, None)
+        else:
+            _replace_rows(head, weight, torch.cat([head.bias.detach(), bias.to(head.bias)]))
     _set_labels(model, dict(id2label), num_old)
-
-
-def class_mean_rows(head: nn.Linear, means: Tensor, centre: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the class-mean weight and bias of new rows; see `extend_head` for the equations.
-
-    Args:
-        head: The old head, K rows.
-        means: Mean feature of each new class (num_new, in_features).
-        centre: The point mu (in_features,).
-
-    Returns:
-        weight (num_new, in_features) and bias (num_new,), in double precision's rounding of float32.
-    """
-    weight = head.weight.detach().double().cpu()
-    bias = torch.zeros(len(weight)).double() if head.bias is None else head.bias.detach().double().cpu()
-    means = means.double().cpu()
-    if centre is None:
-        centre = means.mean(0) if len(means) > 1 else torch.zeros_like(means[0])
-    centre = centre.double().cpu()
-    offsets = means - centre
-    distances = offsets.norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
-    rho = weight.norm(dim=1).mean()
-    rows = rho * offsets / distances[:, None]
-    old_at_means = (means @ weight.T + bias).max(dim=1).values
-    at_centre = (weight @ centre + bias).mean()
-    level = torch.maximum(at_centre, (old_at_means + _MARGIN - rho * distances).max())
-    return rows.float(), (level - rows @ centre).float()
 
 
 def drop_rows(model: nn.Module, class_ids: Collection[int]) -> None:
@@ -214,7 +171,9 @@ def drop_rows(model: nn.Module, class_ids: Collection[int]) -> None:
     labels = {int(key): str(value) for key, value in config.id2label.items()}
     unknown = sorted(set(class_ids) - set(labels))
     if unknown:
-        raise ValueError(f"class ids {unknown} are not in the model; ids go from 0 to {len(labels) - 1}")
+        raise ValueError(
+            f"class ids {unknown} are not in the model; ids go from 0 to {len(labels) - 1}"
+        )
     kept = [index for index in sorted(labels) if index not in set(class_ids)]
     if not kept:
         raise ValueError(f"all {len(labels)} classes would be dropped; leave at least one")
@@ -240,7 +199,7 @@ def freeze_old_rows(model: nn.Module, names: Sequence[str], num_old: int) -> lis
         return gradient
 
     return [
-        parameter.register_hook(keep)
+        parameter.register_hook(keep)  # type: ignore[no-untyped-call]
         for name in names
         for parameter in head_linear(model, name).parameters()
         if parameter.requires_grad
@@ -250,7 +209,9 @@ def freeze_old_rows(model: nn.Module, names: Sequence[str], num_old: int) -> lis
 def _check_extension(config: Any, id2label: Mapping[int, str]) -> None:
     old = {int(key): str(value) for key, value in config.id2label.items()}
     if sorted(id2label) != list(range(len(id2label))):
-        raise ValueError(f"id2label has ids {sorted(id2label)}; they must be 0, 1, 2 … without a gap")
+        raise ValueError(
+            f"id2label has ids {sorted(id2label)}; they must be 0, 1, 2 … without a gap"
+        )
     moved = [key for key, value in old.items() if id2label.get(key) != value]
     if moved:
         raise ValueError(
@@ -260,11 +221,17 @@ def _check_extension(config: Any, id2label: Mapping[int, str]) -> None:
 
 def _means(given: Mapping[str, Tensor] | None, name: str, shape: tuple[int, ...]) -> Tensor:
     if given is None or name not in given:
-        raise ValueError(f"class-mean init needs the mean features of head {name!r}; pass them, or init random")
+        raise ValueError(
+            f"class-mean init needs the mean features of head {name!r}; pass them, or init random"
+        )
     if tuple(given[name].shape) != shape:
-        raise ValueError(f"means of head {name!r} have shape {tuple(given[name].shape)}, not {shape}")
+        raise ValueError(
+            f"means of head {name!r} have shape {tuple(given[name].shape)}, not {shape}"
+        )
     if not torch.isfinite(given[name]).all():
-        raise ValueError(f"means of head {name!r} are not finite; check the images and the base model")
+        raise ValueError(
+            f"means of head {name!r} are not finite; check the images and the base model"
+        )
     return given[name].detach()
 
 
@@ -280,9 +247,12 @@ def _set_labels(model: nn.Module, id2label: dict[int, str], num_before: int) -> 
     config: Any = model.config
     config.id2label = id2label
     config.label2id = {label: index for index, label in id2label.items()}
+    config.num_labels = len(
+        id2label
+    )  # most configs count id2label; PVT's keeps a number of its own
     for module in model.modules():
         if vars(module).get("num_labels") == num_before:
-            module.num_labels = len(id2label)
+            vars(module)["num_labels"] = len(id2label)
 
 
 @torch.no_grad()

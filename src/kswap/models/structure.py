@@ -208,11 +208,9 @@ def _attention_without_ffn(
         if not element:
             continue  # an attention outside every list is a pooling head, not a block
         parent, _, index = element.rpartition(".")
-        beside = f"{parent}.{int(index) + 1}." if index.isdigit() else element + "."
-        follows = any(name.startswith(beside) for name in taken) and not any(
-            other.startswith(beside.rstrip(".")) for other in attending if other + "." == beside
-        )
-        if not any(name.startswith(element + ".") for name in taken) and not follows:
+        beside = f"{parent}.{int(index) + 1}" if index.isdigit() else ""
+        follows = beside not in attending and any(name.startswith(beside + ".") for name in taken)
+        if not follows and not any(name.startswith(element + ".") for name in taken):
             bare.append(element)
     return bare
 
@@ -223,7 +221,11 @@ def _attends(node: Node) -> bool:
     if any(mark in node.op for mark in _ATTENTION_OPS):
         return True
     data = [parent for parent in node.parents if parent.kind != "constant"]
-    return node.op in _DATA_PRODUCTS and len(data) >= 2 and any(_from_softmax(parent) for parent in data)
+    return (
+        node.op in _DATA_PRODUCTS
+        and len(data) >= 2
+        and any(_from_softmax(parent) for parent in data)
+    )
 
 
 def _from_softmax(node: Node) -> bool:

@@ -25,14 +25,44 @@ from kswap.errors import UserError
 
 Kind = Literal["input", "constant", "add", "view", "tokenwise", "linear", "mix"]
 
-_COPIES = {"clone", "_unsafe_view", "_reshape_alias", "contiguous", "copy_", "_to_copy", "lift_fresh"}
+_COPIES = {
+    "clone",
+    "_unsafe_view",
+    "_reshape_alias",
+    "contiguous",
+    "copy_",
+    "_to_copy",
+    "lift_fresh",
+}
 _NOT_TOKENWISE_VIEWS = {"detach", "as_strided", "unfold"}
 _TOKENWISE = {
-    *("native_layer_norm", "native_group_norm", "native_batch_norm", "cudnn_batch_norm", "batch_norm"),
-    *("_native_batch_norm_legit_no_training", "_native_batch_norm_legit", "_fused_rms_norm", "rms_norm"),
+    *(
+        "native_layer_norm",
+        "native_group_norm",
+        "native_batch_norm",
+        "cudnn_batch_norm",
+        "batch_norm",
+    ),
+    *(
+        "_native_batch_norm_legit_no_training",
+        "_native_batch_norm_legit",
+        "_fused_rms_norm",
+        "rms_norm",
+    ),
     *("native_dropout", "dropout", "glu", "_prelu_kernel", "constant_pad_nd"),
     # Activations that ATen does not tag as pointwise.
-    *("hardswish", "hardswish_", "hardsigmoid", "hardtanh", "hardtanh_", "celu", "selu", "relu6", "prelu", "rrelu"),
+    *(
+        "hardswish",
+        "hardswish_",
+        "hardsigmoid",
+        "hardtanh",
+        "hardtanh_",
+        "celu",
+        "selu",
+        "relu6",
+        "prelu",
+        "rrelu",
+    ),
     # Reductions belong to hand-written norms (RMS norm, ConvNeXt V2's response norm).
     *("mean", "sum", "var_mean", "var", "std", "linalg_vector_norm", "norm"),
 }
@@ -138,7 +168,10 @@ def example_inputs(model: nn.Module) -> Iterator[dict[str, Tensor]]:
 
 
 def _config_value(config: Any, name: str, default: Any) -> Any:
-    for part in (config, *(getattr(config, sub, None) for sub in ("vision_config", "backbone_config"))):
+    for part in (
+        config,
+        *(getattr(config, sub, None) for sub in ("vision_config", "backbone_config")),
+    ):
         value = getattr(part, name, None)
         if value is not None:
             return value
@@ -149,8 +182,12 @@ def _run(model: nn.Module, inputs: Mapping[str, Tensor]) -> Trace:
     recorder = _Recorder()
     handles = []
     for name, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(recorder.entering(name, module), with_kwargs=True))
-        handles.append(module.register_forward_hook(recorder.leaving(name, module), always_call=True))
+        handles.append(
+            module.register_forward_pre_hook(recorder.entering(name, module), with_kwargs=True)
+        )
+        handles.append(
+            module.register_forward_hook(recorder.leaving(name, module), always_call=True)
+        )
     try:
         for tensor in inputs.values():
             recorder.register(tensor, Node("input", "input"))
@@ -162,11 +199,11 @@ def _run(model: nn.Module, inputs: Mapping[str, Tensor]) -> Trace:
     return recorder.finish(result)
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """The dispatch mode: one `Node` for each tensor an operation returns, linears as one node each."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.trace = Trace()
         self._node_of: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self._modules: list[str] = []
@@ -194,7 +231,7 @@ class _Recorder(TorchDispatchMode):
 
     def node(self, tensor: Tensor) -> Node:
         """Return the node of a tensor; one that no operation made is a parameter, a buffer or a constant."""
-        known = self._node_of.get(tensor)
+        known = self._node_of.get(tensor)  # type: ignore[no-untyped-call]
         return known if isinstance(known, Node) else self.register(tensor, Node("constant", "leaf"))
 
     def register(self, tensor: Tensor, node: Node) -> Node:
@@ -205,7 +242,11 @@ class _Recorder(TorchDispatchMode):
         return node
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if self._linear_inputs:  # inside a linear, which is one node of its own
             return func(*args, **(kwargs or {}))
@@ -218,12 +259,16 @@ class _Recorder(TorchDispatchMode):
                 self._record(func, args, parents, tensor)
         return result
 
-    def _record(self, func: Any, args: tuple[Any, ...], parents: tuple[Node, ...], made: Tensor) -> None:
+    def _record(
+        self, func: Any, args: tuple[Any, ...], parents: tuple[Node, ...], made: Tensor
+    ) -> None:
         name = str(func.overloadpacket.__name__)
         data = tuple(parent for parent in parents if parent.kind != "constant")
         if not data:
             self.register(made, Node("constant", name, parents))
-        elif name in ("addcmul", "addcmul_") and len(parents) == 3 and parents[0].kind != "constant":
+        elif (
+            name in ("addcmul", "addcmul_") and len(parents) == 3 and parents[0].kind != "constant"
+        ):
             product = Node("tokenwise", "mul", parents[1:], order=len(self.trace.nodes))
             self.register(made, Node("add", name, (parents[0], product)))
         else:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from kswap.config import ROLES, SparsityConfig, TermConfig, TrainingConfig
 from kswap.objectives import OBJECTIVES, Units
@@ -204,5 +205,5 @@ def set_modes(model: nn.Module, *, checkpointing: bool) -> None:
     model.eval()
     for name, module in model.named_modules():
         in_adapter = "lora_dropout" in name
-        if in_adapter or (checkpointing and hasattr(module, "gradient_checkpointing")):
+        if in_adapter or (checkpointing and isinstance(module, GradientCheckpointingLayer)):
             module.training = True

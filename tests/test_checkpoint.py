@@ -1,0 +1,84 @@
+"""A checkpoint is there whole or not at all, and a damaged one is found out."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+import torch
+
+from kswap.errors import DiskFullError
+from kswap.files import disk_errors, write_bytes
+from kswap.training.checkpoint import Position, load_checkpoint, save_checkpoint
+
+
+def save(folder, step, value):
+    return save_checkpoint(folder, {"x": torch.full((2,), float(value))}, Position(stage=1, step=step))
+
+
+def test_the_newest_is_loaded_and_two_are_kept(tmp_path):
+    for step in (25, 50, 100):
+        save(tmp_path, step, step)
+    tensors, position, notes = load_checkpoint(tmp_path)
+    assert (tensors["x"][0], position.step, notes) == (100, 100, [])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["01-00000050", "01-00000100"]
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "no meta", "no state", "bad json", "empty"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, damage):
+    save(tmp_path, 1, 1)
+    newest = save(tmp_path, 2, 2)
+    state, meta = newest / "state.safetensors", newest / "state.json"
+    content = bytearray(state.read_bytes())
+    if damage == "flip":
+        content[-1] ^= 1
+        state.write_bytes(content)
+    elif damage == "cut":
+        state.write_bytes(content[: len(content) // 2])
+    elif damage == "empty":
+        state.write_bytes(b"")
+    elif damage == "bad json":
+        meta.write_text("{")
+    else:
+        (meta if damage == "no meta" else state).unlink()
+    tensors, position, notes = load_checkpoint(tmp_path)
+    assert (tensors["x"][0], position.step) == (1, 1)
+    assert len(notes) == 1
+    assert str(newest) in notes[0]
+
+
+def test_nothing_there(tmp_path):
+    assert load_checkpoint(tmp_path) is None
+    assert load_checkpoint(tmp_path / "none") is None
+
+
+def test_what_a_killed_run_left_half_written_is_not_used(tmp_path):
+    save(tmp_path, 1, 1)
+    (tmp_path / ".01-00000002.tmp").mkdir()
+    assert load_checkpoint(tmp_path)[1].step == 1
+    save(tmp_path, 3, 3)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_and_no_rubbish(tmp_path, monkeypatch):
+    save(tmp_path, 1, 1)
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DiskFullError, match="the disk is full; free some space"), disk_errors("here"):
+        save(tmp_path, 2, 2)
+    assert load_checkpoint(tmp_path)[1].step == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["01-00000001"]
+
+
+def test_write_bytes_replaces_or_leaves_as_it_was(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_bytes(path, b"one")
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+    with pytest.raises(OSError, match="full"):
+        write_bytes(path, b"two")
+    assert path.read_bytes() == b"one"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]

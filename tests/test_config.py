@@ -1,0 +1,192 @@
+"""The YAML is typed and frozen; a mistake is one line that names value, rule and fix."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from pydantic import ValidationError
+
+from kswap.config import SwapConfig, json_schema, merge, parse_overrides
+from kswap.errors import UserError
+from kswap.presets import PRESETS
+
+MINIMAL = {
+    "model": "m",
+    "learn": {"data": "a"},
+    "forget": {"data": "b", "classes": ["x"]},
+    "retain": {"data": "b"},
+}
+
+
+def test_every_preset_is_valid_and_reads_back_to_itself():
+    for preset in PRESETS:
+        config = SwapConfig.from_mapping({**MINIMAL, "preset": preset})
+        assert SwapConfig.from_mapping(config.to_mapping()) == config
+
+
+def test_the_users_value_goes_before_the_presets_and_the_command_line_before_both():
+    values = {**MINIMAL, "preset": "paper", "stages": {"learn": {"epochs": 2}}}
+    config = SwapConfig.from_mapping(values, ["--stages.learn.epochs", "3", "--seed=7"])
+    assert config.stages.learn.epochs == 3
+    assert config.seed == 7
+    assert config.stages.forget.epochs == PRESETS["paper"]["stages"]["forget"]["epochs"]
+
+
+def test_paper_is_the_reference_setting():
+    config = SwapConfig.from_mapping({**MINIMAL, "preset": "paper"})
+    learn, forget = config.stages.learn, config.stages.forget
+    assert config.adapter.model_dump() == {"rank": 8, "scale": 0.125, "dropout": 0.0}
+    assert (config.head.init, config.head.train) == ("random", "none")
+    assert (learn.terms["learn"].weight, learn.terms["retain"].weight) == (1, 0.2)
+    assert (forget.terms["forget"].weight, forget.terms["forget"].bound) == (0.2, 105)
+    assert forget.terms["forget"].objective == "bounded_ce_batch"
+    for stage in (learn, forget):
+        assert stage.optimiser.model_dump() == {
+            "lr": 1e-2,
+            "final_lr": 1e-5,
+            "schedule": "cosine",
+            "warmup_fraction": 0.0,
+            "weight_decay": 0.05,
+            "clip_norm": None,
+        }
+        assert (stage.sparsity.weight, stage.sparsity.method) == (0.005, "subgradient")
+        assert stage.epochs == 5
+        assert {s.batch_size for s in stage.streams.values()} == {80}
+    assert (learn.anchor, forget.anchor) == ("retain", "kept")
+    assert (config.learn.fraction, config.forget.fraction, config.retain.fraction) == (1, 0.1, 0.1)
+    assert config.data.augment == "none"
+
+
+def test_a_presets_source_values_need_the_source():
+    config = SwapConfig.from_mapping({"model": "m", "order": "L", "learn": {"data": "a"}, "preset": "paper"})
+    assert config.retain is None
+
+
+def test_config_is_frozen():
+    config = SwapConfig.from_mapping(MINIMAL)
+    with pytest.raises(ValidationError, match="frozen"):
+        config.seed = 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ordr": "LF"}, "ordr: unknown key; closest: 'order'"),
+        ({"stages": {"learn": {"optimizer": {}}}}, "stages.learn.optimizer: unknown key; closest: 'optimiser'"),
+        ({"learn": {"dat": "x"}}, "learn.dat: unknown key; closest: 'data'"),
+        ({"order": "LXF"}, "order: 'LXF' is not allowed: an order is one or more of L"),
+        ({"order": ""}, "order: '' is not allowed: an order is one or more of L"),
+        ({"order": None}, "order: None is not allowed"),
+        ({"seed": "many"}, "seed: 'many' is not allowed"),
+        ({"seed": -1}, "seed: -1 is not allowed"),
+        ({"adapter": {"rank": 0}}, "adapter.rank: 0 is not allowed"),
+        ({"adapter": {"scale": 0}}, "adapter.scale: 0 is not allowed"),
+        ({"retain": {"data": "b", "fraction": 0}}, "retain.fraction: 0 is not allowed"),
+        ({"retain": {"data": "b", "fraction": 2}}, "retain.fraction: 2 is not allowed"),
+        ({"stages": {"learn": {"terms": {"learn": {"weight": -1}}}}}, "stages.learn.terms.learn.weight: -1"),
+        ({"stages": {"learn": {"optimiser": {"lr": float("nan")}}}}, "stages.learn.optimiser.lr: nan"),
+        ({"stages": {"learn": {"optimiser": {"lr": float("inf")}}}}, "stages.learn.optimiser.lr: inf"),
+        ({"stages": {"learn": {"terms": {"new": {"roles": ["learn"]}}}}}, "stages.learn.terms.new.objective: is missing"),
+        ({"data": {"test_fraction": 1}}, "data.test_fraction: 1 is not allowed"),
+        ({"learn": None}, "order 'LF' has a stage that learns, but there is no 'learn:' source"),
+        ({"forget": None}, "order 'LF' has a stage that forgets, but there is no 'forget:' source"),
+        ({"preset": "best"}, "preset: 'best' is not a preset; take one of default, paper, retain-free"),
+        ({"preset": ["default"]}, "preset: ['default'] is not a preset"),
+        ({"learn": "data/birds"}, "learn: 'data/birds' is not allowed"),
+        ({"stages": 3}, "stages: 3 is not allowed"),
+        ({"training": {"precision": "int8"}}, "training.precision: 'int8' is not allowed"),
+        ({"model": 3}, "model: 3 is not allowed"),
+        ({"model": None}, "model: None is not allowed"),
+    ],
+)
+def test_a_mistake_is_one_line(change, message):
+    with pytest.raises(UserError) as caught:
+        SwapConfig.from_mapping({**MINIMAL, **change})
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["seed", "1"], "'seed': an override is written --key value"),
+        (["--seed"], "--seed: has no value"),
+        (["--seed", "--order"], "--seed: has no value"),
+        (["--seed", "1", "--seed.x", "2"], "has a value of its own already"),
+        (["--stages.learn.epoch", "3"], "stages.learn.epoch: unknown key; closest: 'epochs'"),
+    ],
+)
+def test_a_wrong_override_is_one_line(words, message):
+    with pytest.raises(UserError, match=r".") as caught:
+        SwapConfig.from_mapping(MINIMAL, words)
+    assert message in str(caught.value)
+
+
+def test_overrides_are_read_as_yaml():
+    words = ["--a.b", "1e-3", "--a.c=true", "--d", "[x, y]", "--e", "null", "--order", "FL"]
+    assert parse_overrides(words) == {
+        "a": {"b": 1e-3, "c": True},
+        "d": ["x", "y"],
+        "e": None,
+        "order": "FL",
+    }
+
+
+def test_merge_replaces_lists_and_leaves_its_arguments_alone():
+    base, over = {"a": {"x": [1], "y": 2}}, {"a": {"x": [3]}}
+    assert merge(base, over) == {"a": {"x": [3], "y": 2}}
+    assert base == {"a": {"x": [1], "y": 2}}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: [", "not valid YAML"),
+        ("- a", "a config is a mapping"),
+        ("", "a config is a mapping"),
+        ("model: a\nmodel: b", "key 'model' stands twice"),
+        ("model: !!python/object/apply:os.system ['true']", "not valid YAML"),
+        ("\x00", "not valid YAML"),
+    ],
+)
+def test_a_file_that_is_no_config_is_one_line(tmp_path, text, message):
+    path = tmp_path / "swap.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        SwapConfig.from_yaml(path)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_and_unreadable_files(tmp_path):
+    with pytest.raises(UserError, match="there is no such file"):
+        SwapConfig.from_yaml(tmp_path / "none.yaml")
+    with pytest.raises(UserError, match="cannot be read"):
+        SwapConfig.from_yaml(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes(b"model: \xff\xfe")
+    with pytest.raises(UserError, match="cannot be read"):
+        SwapConfig.from_yaml(tmp_path / "latin.yaml")
+
+
+def test_yaml_numbers_without_a_dot_are_numbers(tmp_path):
+    path = tmp_path / "swap.yaml"
+    path.write_text(json.dumps(MINIMAL)[:-1] + ", stages: {learn: {optimiser: {lr: 1e-3}}}}")
+    assert SwapConfig.from_yaml(path).stages.learn.optimiser.lr == 1e-3
+
+
+def test_schema_documents_every_field():
+    schema = json_schema()
+    assert schema["required"] == ["model"]
+    assert schema["additionalProperties"] is False
+    for name, definition in [("SwapConfig", schema), *schema["$defs"].items()]:
+        for field, value in definition.get("properties", {}).items():
+            described = value.get("description") or schema["$defs"][value["$ref"].split("/")[-1]]["description"]
+            assert described, f"{name}.{field} has no description"
+
+
+def test_schema_accepts_what_users_write():
+    jsonschema = pytest.importorskip("jsonschema")
+    jsonschema.validate(MINIMAL, json_schema())
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**MINIMAL, "ordr": "LF"}, json_schema())

@@ -1,0 +1,215 @@
+"""A whole run on tiny things: what it leaves, and that its parts agree with each other."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import NEW, OLD, tiny_processor, tiny_vit
+from safetensors.torch import load_file
+
+import kswap
+from kswap.config import SwapConfig
+from kswap.errors import UserError
+
+PLAIN = """
+import json, sys
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, pipeline
+from peft import PeftModel
+from PIL import Image
+run, base, image = sys.argv[1:]
+picture = Image.open(image).convert("RGB")
+config = AutoConfig.from_pretrained(run + "/adapter")
+model = AutoModelForImageClassification.from_pretrained(base, config=config, ignore_mismatched_sizes=True)
+model = PeftModel.from_pretrained(model, run + "/adapter").eval()
+processor = AutoImageProcessor.from_pretrained(run + "/adapter")
+adapter = model(**processor(picture, return_tensors="pt")).logits[0].tolist()
+classify = pipeline("image-classification", model=run + "/model", top_k=10, function_to_apply="none")
+merged = {a["label"]: a["score"] for a in classify(picture)}
+assert "kswap" not in sys.modules
+print(json.dumps([adapter, merged]))
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(base_dir, old_images, new_images, tmp_path_factory):
+    values = {
+        "model": str(base_dir),
+        "learn": {"data": str(new_images)},
+        "forget": {"data": str(old_images), "classes": ["red"]},
+        "retain": {"data": str(old_images)},
+        "output": str(tmp_path_factory.mktemp("runs") / "run"),
+        "training": {"device": "cpu"},
+    }
+    return kswap.swap(SwapConfig.from_mapping(values))
+
+
+def test_it_leaves_what_the_design_says(finished):
+    names = {p.name for p in finished.run_dir.iterdir()}
+    assert names == {
+        *("config.yaml", "results.json", "events.jsonl", "adapter", "model", "checkpoints"),
+        "README.md",
+    }
+    results = json.loads((finished.run_dir / "results.json").read_text())
+    assert results == finished.results
+    assert results["kswap_version"] == kswap.__version__
+    assert (results["task"], results["score_name"], results["seed"]) == ("classification", "top1", 0)
+    assert results["classes"] == {
+        "learn": list(NEW), "forget": ["red"], "retain": ["green", "blue", "cyan"]
+    }  # fmt: skip
+    assert [s["name"] for s in results["stages"]] == ["base", "1-learn", "2-forget"]
+    for stage in results["stages"]:
+        assert set(stage["scores"]) == {"learn", "forget", "retain"}
+        assert set(stage["per_class"]) == {*OLD, *NEW}
+        assert all(0 <= v <= 1 for v in (*stage["scores"].values(), *stage["per_class"].values()))
+    assert results["stages"][0]["scores"]["learn"] == 0
+    assert results["groups"] == {"total": 2, "zero": 0}
+    assert results["peak_memory_bytes"] > 10**7
+    assert results["audit"] == {}
+    assert len(list((finished.run_dir / "checkpoints").iterdir())) == 1
+
+
+def test_it_learns_and_forgets_colours(finished):
+    last = finished.scores["2-forget"]
+    assert last["learn"] == 1
+    assert last["forget"] == 0
+
+
+def test_config_yaml_makes_the_same_run_again(finished):
+    values = yaml.safe_load((finished.run_dir / "config.yaml").read_text())
+    environment = values.pop("environment")
+    assert {"kswap", "torch", "transformers", "peft", "commit"} <= set(environment)
+    config = SwapConfig.from_yaml(finished.run_dir / "config.yaml")
+    again = kswap.swap(config)
+    assert again.resumed
+    assert again.results == finished.results
+
+
+def test_events_have_a_line_per_step_with_every_term(finished):
+    lines = [json.loads(x) for x in (finished.run_dir / "events.jsonl").read_text().splitlines()]
+    assert [x["total_step"] for x in lines] == list(range(1, len(lines) + 1))
+    assert {frozenset(x["terms"]) for x in lines if x["stage"] == "1-learn"} == {
+        frozenset({"learn", "retain"})
+    }
+    assert {frozenset(x["terms"]) for x in lines if x["stage"] == "2-forget"} == {
+        frozenset({"learn", "retain", "forget"})
+    }
+    assert all({"lr", "seconds", "images_per_s", "step"} <= set(x) for x in lines)
+
+
+def test_plain_peft_and_the_pipeline_give_the_runs_logits(finished, base_dir, old_images):
+    image = old_images / "green" / "000.png"
+    done = subprocess.run(
+        [sys.executable, "-c", PLAIN, str(finished.run_dir), str(base_dir), str(image)],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    adapter, merged = json.loads(done.stdout.splitlines()[-1])
+    assert list(merged) and set(merged) == {*OLD, *NEW}
+    model, processor = kswap.load(finished.run_dir)
+    from kswap.data import read_image
+
+    with torch.no_grad():
+        ours = model(**processor(read_image(image), return_tensors="pt")).logits[0]
+    assert torch.allclose(ours, torch.tensor(adapter), atol=1e-4)
+    by_name = [merged[model.config.id2label[i]] for i in range(len(ours))]
+    assert torch.allclose(ours, torch.tensor(by_name), atol=1e-4)
+
+
+def test_old_rows_of_the_head_are_bit_equal_to_the_base(finished, base_dir):
+    base = load_file(base_dir / "model.safetensors")
+    now = load_file(finished.run_dir / "model" / "model.safetensors")
+    for name in ("classifier.weight", "classifier.bias"):
+        assert torch.equal(now[name][: len(OLD)], base[name])
+        assert len(now[name]) == len(OLD) + len(NEW)
+
+
+def test_only_ffn_linears_and_the_head_differ_from_the_base(finished, base_dir):
+    base = load_file(base_dir / "model.safetensors")
+    now = load_file(finished.run_dir / "model" / "model.safetensors")
+    changed = {n for n in base if base[n].shape != now[n].shape or not torch.equal(base[n], now[n])}
+    assert len(changed) == 2 * 2 + 2
+    assert all("dense" in n or "fc" in n or "classifier" in n for n in changed), changed
+
+
+def test_evaluate_scores_the_saved_model_as_the_run_did(finished):
+    assert kswap.evaluate(finished.run_dir)["scores"] == finished.scores["2-forget"]
+
+
+def test_a_second_swap_starts_from_the_first_ones_model(finished, old_images, tmp_path):
+    values = {
+        "model": str(finished.run_dir / "model"),
+        "order": "F",
+        "forget": {"data": str(old_images), "classes": ["green"]},
+        "retain": {"data": str(old_images)},
+        "output": str(tmp_path / "second"),
+    }
+    second = kswap.swap(SwapConfig.from_mapping(values))
+    # red was forgotten before: it is neither retained nor taught again.
+    assert second.results["classes"]["retain"] == ["blue", "cyan", *NEW]
+    assert second.scores["1-forget"]["forget"] == 0
+    assert second.scores["1-forget"]["learn"] is None
+    model, _ = kswap.load(second.run_dir)
+    assert model.config.kswap["forgotten"] == ["green", "red"]
+
+
+def test_model_and_data_sets_in_memory(values, old_images, new_images, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    model = tiny_vit()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    old = datasets.load_dataset("imagefolder", data_dir=str(old_images), split="train", cache_dir=str(tmp_path))
+    new = datasets.load_dataset("imagefolder", data_dir=str(new_images), split="train", cache_dir=str(tmp_path))
+    for role in ("learn", "forget", "retain"):
+        values[role].pop("data")
+    result = kswap.swap(
+        SwapConfig.from_mapping(values),
+        model=model, processor=tiny_processor(), learn=new, forget=old, retain=old,
+    )  # fmt: skip
+    assert result.results["classes"]["learn"] == sorted(NEW)
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("order", ["L", "F", "FL", "J", "LFL", "FLF"])
+@pytest.mark.parametrize("preset", ["default", "paper", "retain-free"])
+def test_every_order_runs_under_every_preset(values, order, preset):
+    values |= {"order": order, "preset": preset}
+    values["stages"] = {k: {"max_steps": 2, "min_steps": 1} for k in ("learn", "forget", "joint")}
+    result = kswap.swap(SwapConfig.from_mapping(values))
+    assert len(result.results["stages"]) == 1 + len(order)
+    if order == "FL":
+        assert result.scores["1-forget"]["learn"] == 0  # rows that were never trained do not answer
+
+
+def test_without_retain_images(values):
+    values.pop("retain")
+    values["preset"] = "retain-free"
+    result = kswap.swap(SwapConfig.from_mapping(values))
+    assert result.scores["2-forget"]["retain"] is None
+    assert "–" in (Path(values["output"]) / "README.md").read_text()
+
+
+def test_the_model_card_escapes_names(values, new_images, tmp_path):
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    for source, name in zip(NEW, ["<script>alert(1)</script>".replace("/", "\u2215"), "a|b `c`"], strict=True):
+        (folder / name).symlink_to(new_images / source, target_is_directory=True)
+    values["learn"]["data"] = str(folder)
+    kswap.swap(SwapConfig.from_mapping(values))
+    card = (Path(values["output"]) / "README.md").read_text()
+    assert "<script>" not in card
+    assert r"a\|b" in card
+    assert yaml.safe_load(card.split("---")[1])["pipeline_tag"] == "image-classification"
+
+
+def test_precision_that_cannot_be_had_is_refused(values, monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    for precision in ("bf16", "fp16"):
+        values["training"]["precision"] = precision
+        with pytest.raises(UserError, match=f"{precision}' cannot be computed on this cpu; take fp32"):
+            kswap.swap(SwapConfig.from_mapping(values))
+    assert not Path(values["output"]).exists()
