@@ -172,7 +172,7 @@ def _evaluate(arguments: argparse.Namespace, overrides: list[str]) -> None:
 
 def _export(arguments: argparse.Namespace, overrides: list[str]) -> None:
     _quieten()
-    from kswap.models.export import export
+    from kswap.exporting import export
 
     written = export(
         arguments.run, arguments.to, onnx=arguments.onnx, drop_forgotten=arguments.drop_forgotten

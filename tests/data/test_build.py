@@ -99,6 +99,17 @@ def test_copies_within_a_class_count_once(tmp_path: Path, build: Build) -> None:
     assert "10 exact copies of images within a class and split left out" in after.notes
 
 
+def test_nearly_the_same_is_not_a_copy(tmp_path: Path, build: Build) -> None:
+    (tmp_path / "horse").mkdir()
+    pixels = np.zeros((10, 12, 3), np.uint8)
+    for index in range(5):  # one pixel differs, and the size of the same bytes
+        pixels[0, 0, 0] = index // 2
+        Image.fromarray(pixels.reshape((10, 12, 3) if index % 2 else (12, 10, 3))).save(
+            tmp_path / "horse" / f"{index}.png"
+        )
+    assert sum(sizes(build(learn={"data": str(tmp_path)}), "learn")) == 5
+
+
 def test_one_picture_under_two_classes_is_noted(tmp_path: Path, build: Build) -> None:
     folder = write_folder(tmp_path, {"horse": 10})
     shutil.copytree(folder / "horse", folder / "ship")

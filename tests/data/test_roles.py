@@ -107,6 +107,18 @@ def test_two_labels_of_one_name_matter_only_when_used(everything: str, build: Bu
         build(forget={"data": everything, "classes": ["dog"]}, id2label=labels)
 
 
+def test_ambiguous_classes_of_a_source_are_left_out_of_retain(
+    everything: str, build: Build
+) -> None:
+    data = build(
+        forget={"data": everything, "classes": ["cat"]},
+        retain={"data": everything},
+        id2label={0: "cat", 1: "dog, hound", 2: "dog, puppy", 3: "frog"},
+    )
+    assert set(data.sets["retain"]["train"].class_ids.tolist()) == {3}
+    assert "cat, dog, horse, ship" in " ".join(data.notes)
+
+
 def roles(**given: Any) -> dict[str, Any]:
     return given
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import huggingface_hub
 import pytest
 from data.pictures import encoded, noise, same, sizes, write_folder
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
@@ -304,6 +305,7 @@ REFUSED = {
     "missing-relative": (lambda path: "./none", "there is no such folder or file"),
     "missing-file": (lambda path: "none.parquet", "there is no such folder or file"),
     "missing-home": (lambda path: "~/no/such", "there is no such folder or file"),
+    "missing-beside": (lambda path: f"{empty(path) and 'empty'}/none", "no such folder or file"),
     "missing-deep": (lambda path: "a/b/c", "there is no such folder or file"),
     "no-id": (lambda path: "a b", "there is no such folder or file"),
     "null": (lambda path: "a\0b", "there is no such folder or file|is not a path"),
@@ -375,6 +377,11 @@ class Hub:
         self.calls: list[tuple[Any, ...]] = []
         self.answer = answer
         monkeypatch.setattr(datasets, "load_dataset", self.load)
+        monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", self.info)
+
+    def info(self, name: str, timeout: float) -> None:
+        if isinstance(self.answer, Exception):
+            raise self.answer
 
     def load(self, *args: Any, **options: Any) -> Any:
         assert "trust_remote_code" not in options
@@ -390,13 +397,23 @@ def test_hub_ids(folder: Path, build: Build, monkeypatch: pytest.MonkeyPatch) ->
     assert hub.calls == [("someone/birds-v1.0",)]
 
 
+def test_what_was_loaded_before_needs_no_network(
+    tmp_path: Path, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Hub(monkeypatch, ConnectionError("offline"))
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: DatasetDict(train=dataset()))
+    (tmp_path / "cache" / "someone___birds").mkdir(parents=True)
+    assert sizes(build(learn={"data": "someone/birds"}), "learn") == (6, 2, 2)
+
+
 def test_hub_errors_are_one_line(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    Hub(monkeypatch, ConnectionError("offline:\n no route"))
+    hub = Hub(monkeypatch, ConnectionError("offline:\n no route"))
     with pytest.raises(
         UserError, match=r"learn.data: 'data/birds' is no folder.*offline: no route"
     ) as error:
         build(learn={"data": "data/birds"})
     assert "\n" not in str(error.value)
+    assert not hub.calls
 
 
 def test_a_data_set_of_the_hub_cannot_open_local_files(

@@ -1,8 +1,7 @@
-"""Tiny classifiers of many families, built from config with a fixed seed, and what kswap must find in them.
+"""Tiny classifiers of many families, from config with a fixed seed.
 
-`FAMILIES[name]()` builds a model of a few thousand weights with five classes; `tiny_processor(model)` makes the
-image processor that fits it. `EXPECTED_FFN[name]` is written by hand from the modelling code: the feed-forward
-linears, block by block, as (in_features, out_features).
+`FAMILIES[name]()` builds a model of a few thousand weights with five classes,
+`tiny_processor(model)` the image processor that fits it, `tiny_inputs(model)` a batch of noise.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ _SMALL: dict[str, Any] = {
     "image_size": 32,
     "patch_size": 8,
 }
-Shapes = tuple[tuple[int, int], ...]
 
 
 def _build(model_class: Any, config: Any, *, noise: float = 0.05) -> PreTrainedModel:
@@ -34,7 +32,7 @@ def _build(model_class: Any, config: Any, *, noise: float = 0.05) -> PreTrainedM
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model: PreTrainedModel = model_class(config)
-        # Some families start all-zero heads, layer scales or running norms; noise makes every weight matter.
+        # Some families start with zero heads or layer scales; noise makes every weight matter.
         for parameter in model.parameters():
             parameter.data.add_(noise * torch.randn_like(parameter))
     return model.eval()
@@ -148,7 +146,7 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
             masked_unit_size=[4, 4],
             masked_unit_attention=[True, False],
         ),
-    ),  # fmt: skip
+    ),
     "pvt": lambda: _build(
         hf.PvtForImageClassification,
         hf.PvtConfig(
@@ -162,7 +160,7 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
             num_attention_heads=[1, 2],
             mlp_ratios=[2, 2],
         ),
-    ),  # fmt: skip
+    ),
     "pvt-v2": lambda: _build(
         hf.PvtV2ForImageClassification,
         hf.PvtV2Config(
@@ -176,7 +174,7 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
             num_attention_heads=[1, 2],
             mlp_ratios=[2, 2],
         ),
-    ),  # fmt: skip
+    ),
     "segformer": lambda: _build(
         hf.SegformerForImageClassification,
         hf.SegformerConfig(
@@ -190,7 +188,7 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
             mlp_ratios=[2, 2],
             image_size=32,
         ),
-    ),  # fmt: skip
+    ),
     "mobilevit": lambda: _build(
         hf.MobileViTForImageClassification,
         hf.MobileViTConfig(
@@ -202,7 +200,7 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
             mlp_ratio=1.5,
         ),
         noise=0.4,  # deep and narrow: less, and the gradient vanishes
-    ),  # fmt: skip
+    ),
     "levit": lambda: _build(
         hf.LevitForImageClassification,
         hf.LevitConfig(
@@ -215,7 +213,7 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
             attention_ratio=[2, 2],
             down_ops=[["Subsample", 8, 4, 4, 2, 2]],
         ),
-    ),  # fmt: skip
+    ),
     "cvt": lambda: _build(
         hf.CvtForImageClassification,
         hf.CvtConfig(
@@ -239,7 +237,7 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
             padding_q=[1, 1],
             stride_q=[1, 1],
         ),
-    ),  # fmt: skip
+    ),
     "focalnet": lambda: _build(
         hf.FocalNetForImageClassification,
         hf.FocalNetConfig(
@@ -251,7 +249,7 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
             focal_windows=[3, 3],
             mlp_ratio=2.0,
         ),
-    ),  # fmt: skip
+    ),
     "convnext": lambda: _build(
         hf.ConvNextForImageClassification,
         hf.ConvNextConfig(image_size=32, num_stages=2, hidden_sizes=[16, 32], depths=[1, 1]),
@@ -261,43 +259,6 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
         hf.ConvNextV2Config(image_size=32, num_stages=2, hidden_sizes=[16, 32], depths=[1, 1]),
     ),
 }
-
-
-def _two(down: int, up: int) -> Shapes:
-    return (down, up), (up, down)
-
-
-def _gated(down: int, up: int) -> Shapes:
-    return (down, up), (down, up), (up, down)
-
-
-EXPECTED_FFN: dict[str, tuple[Shapes, ...]] = {
-    **dict.fromkeys(
-        ("vit", "deit", "deit-distilled", "beit", "data2vec", "vit-msn", "ijepa"),
-        (_two(32, 48),) * 2,
-    ),
-    **dict.fromkeys(("siglip", "siglip2", "clip", "metaclip2"), (_two(32, 48),) * 2),
-    **dict.fromkeys(("dinov2", "dinov2-registers"), (_two(32, 64),) * 2),
-    # The hidden width of SwiGLU is 2/3 of mlp_ratio * d, rounded up to a multiple of 8: 2/3 * 64 -> 48.
-    "dinov2-swiglu": (_gated(32, 48),) * 2,
-    "vit-square": (_two(32, 32),) * 2,
-    **dict.fromkeys(
-        ("swin", "swinv2", "donut-swin", "hiera", "cvt"), (_two(16, 32), _two(32, 64), _two(32, 64))
-    ),
-    **dict.fromkeys(("pvt", "pvt-v2", "segformer", "focalnet"), (_two(16, 32), _two(32, 64))),
-    # Stages of 2, 4 and 3 blocks are fixed in the family.
-    "mobilevit": (_two(16, 24),) * 2 + (_two(24, 36),) * 4 + (_two(32, 48),) * 3,
-    # One network in each stage and one after the subsampling between the stages.
-    "levit": (_two(32, 64), _two(48, 96), _two(48, 96)),
-    **dict.fromkeys(("convnext", "convnextv2"), (_two(16, 64), _two(32, 128))),
-}
-EXPECTED_HEADS: dict[str, tuple[str, ...]] = {
-    "deit-distilled": ("cls_classifier", "distillation_classifier"),
-    "levit": ("classifier.linear",),
-}
-NOT_FFN = ("attention", "attn", "q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "qkv", "query", "key", "value",
-           "modulation", "reduction", "classifier", "pooler", "embeddings")  # fmt: skip
-"""Parts of the names that the modelling code gives to everything but feed-forward linears."""
 
 
 def tiny_processor(model: PreTrainedModel) -> Any:

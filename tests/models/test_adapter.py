@@ -127,7 +127,7 @@ def test_a_tensor_that_never_moved_is_named(built):
     before = snapshot(peft_model)
     train(peft_model)
     with pytest.raises(
-        AdapterNotMovedError, match="stage 2-forget: 1 of 8 .*layers.1.mlp.fc1.lora_A"
+        AdapterNotMovedError, match=r"stage 2-forget: 1 of 8 .*layers\.1\.mlp\.fc1\.lora_A"
     ) as caught:
         check_moved(before, peft_model, stage="2-forget")
     assert "layers.0" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""What is written is read by plain PEFT and plain transformers to the same logits, without kswap."""
+"""What is written is read by plain PEFT and transformers to the same logits, without kswap."""
 
 import json
 import subprocess
@@ -92,13 +92,17 @@ def test_merged_model_answers_like_the_adapted_one(family, built, tmp_path):
 
 
 def test_what_an_adapter_folder_holds(built, tmp_path):
-    peft_model, processor, base = swapped(built, "vit", tmp_path)
+    peft_model, processor, _ = swapped(built, "vit", tmp_path)
     folder = save_adapter(
         peft_model, tmp_path / "adapter", base_name="owner/base", processor=processor
     )
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "README.md", "adapter_config.json", "adapter_model.safetensors", "config.json", "preprocessor_config.json",
-    ]  # fmt: skip
+    assert {path.name for path in folder.iterdir()} == {
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "config.json",
+        "preprocessor_config.json",
+    }
     config = json.loads((folder / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "owner/base"
     assert config["peft_type"] == "LORA"
@@ -137,11 +141,12 @@ from pathlib import Path
 from PIL import Image
 from transformers import pipeline
 run = Path(sys.argv[1])
-recipe = re.search(r"```python\\n(.*?)```", (run / "adapter" / "README.md").read_text(), re.S).group(1)
-exec(recipe)
+readme = (run / "adapter" / "README.md").read_text()
+exec(re.search(r"```python\\n(.*?)```", readme, re.S).group(1))
 answers = torch.load(run / "expected.pt", weights_only=True)
 with torch.no_grad():
-    difference = (model(pixel_values=answers["pixels"]).logits - answers["logits"]).abs().max().item()
+    logits = model(pixel_values=answers["pixels"]).logits
+difference = (logits - answers["logits"]).abs().max().item()
 image = Image.open(run / "image.png")
 direct = model(**processor(image, return_tensors="pt")).logits.softmax(-1)[0]
 said = pipeline("image-classification", model=str(run / "model"))(image, top_k=7)
@@ -156,7 +161,8 @@ print("same")
 
 @pytest.mark.parametrize("family", ["vit", "swin"])
 def test_a_process_without_kswap_reads_both(family, built, tmp_path):
-    """The recipe of the README is executed as it stands, and the pipeline names the right classes."""
+    """The recipe of the README is executed as it stands, and the pipeline names the right
+    classes."""
     peft_model, processor, base = swapped(built, family, tmp_path)
     inputs = tiny_inputs(peft_model.get_base_model())
     save_adapter(peft_model, tmp_path / "adapter", base_name=str(base), processor=processor)

@@ -1,4 +1,4 @@
-"""The ONNX file computes the model's logits; the function itself proves it, these tests prove it again."""
+"""The ONNX file computes the model's logits; the function proves it, these tests again."""
 
 import importlib.util
 import sys
@@ -8,7 +8,7 @@ import torch
 from models.families import tiny_inputs, tiny_processor
 
 from kswap.errors import UserError
-from kswap.models import export
+from kswap.models import export as module
 from kswap.models.export import export_onnx
 from kswap.models.head import extend_head
 
@@ -41,12 +41,16 @@ def test_onnxruntime_gives_the_same_logits(family, built, tmp_path):
     _check(family, built, tmp_path / "model.onnx")
 
 
+SLOW_FAMILIES = (
+    *("deit", "deit-distilled", "beit", "data2vec", "dinov2-swiglu", "dinov2-registers"),
+    *("siglip", "clip", "swinv2", "hiera", "pvt", "pvt-v2", "segformer", "mobilevit", "levit"),
+    *("cvt", "focalnet", "convnext"),
+)
+
+
 @needs_onnx
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "family", ["deit", "deit-distilled", "beit", "dinov2-swiglu", "siglip", "swinv2", "pvt", "segformer", "convnext",
-               "hiera", "pvt-v2", "levit", "cvt", "mobilevit", "clip", "focalnet", "data2vec", "dinov2-registers"],
-)  # fmt: skip
+@pytest.mark.parametrize("family", SLOW_FAMILIES)
 def test_more_families(family, built, tmp_path):
     _check(family, built, tmp_path / "model.onnx")
 
@@ -56,7 +60,7 @@ def test_a_failure_leaves_nothing_and_says_why(built, tmp_path, monkeypatch):
     def broken(*_):
         raise ValueError("cannot trace")
 
-    monkeypatch.setattr(export, "_EXPORTERS", {"first": broken, "second": broken})
+    monkeypatch.setattr(module, "_EXPORTERS", {"first": broken, "second": broken})
     model, _ = built("vit")
     with pytest.raises(RuntimeError, match="first: ValueError: cannot trace; second"):
         export_onnx(model, tiny_processor(model), tmp_path / "model.onnx")

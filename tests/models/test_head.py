@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from models.families import EXPECTED_HEADS, FAMILIES, LABELS, tiny_inputs
+from models.expected import EXPECTED_HEADS
+from models.families import FAMILIES, LABELS, tiny_inputs
 from torch import nn
 
 from kswap.models.head import (
@@ -12,6 +13,7 @@ from kswap.models.head import (
     freeze_old_rows,
     head_inputs,
     head_linear,
+    set_new_rows,
 )
 
 NEW = {**LABELS, 5: "horse", 6: "ship"}
@@ -223,3 +225,23 @@ def test_frozen_old_rows_stay_bit_equal(built):
         handle.remove()
     step()
     assert not torch.equal(rows[heads[0]][0][:5], head_linear(model, heads[0]).weight[:5])
+
+
+def test_rows_can_start_later_from_class_means(built):
+    """As after an extension with these means; old rows stay."""
+    centre = torch.zeros(32)
+    at_once, _ = built("vit")
+    means = _means(at_once, ["classifier"])
+    extend_head(
+        at_once,
+        NEW,
+        init="class-mean",
+        seed=0,
+        class_means=means,
+        base_means={"classifier": centre},
+    )
+    later, _ = built("vit")
+    extend_head(later, NEW, init="random", seed=0)
+    set_new_rows(later, "classifier", num_old=5, class_means=means["classifier"], centre=centre)
+    assert torch.equal(later.classifier.weight, at_once.classifier.weight)
+    assert torch.equal(later.classifier.bias, at_once.classifier.bias)

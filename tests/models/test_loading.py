@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -91,8 +92,15 @@ def test_objects_are_copied():
 
 
 def _other_task(folder: Path) -> None:
-    config = hf.ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48,
-                          image_size=32, patch_size=8, encoder_stride=8)  # fmt: skip
+    config = hf.ViTConfig(
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=48,
+        image_size=32,
+        patch_size=8,
+        encoder_stride=8,
+    )
     hf.ViTForMaskedImageModeling(config).save_pretrained(folder)
 
 
@@ -109,6 +117,36 @@ def _text_model(folder: Path) -> None:
 
 def _backbone(folder: Path) -> None:
     FAMILIES["vit"]().vit.save_pretrained(folder)
+
+
+def _disguised(folder: Path) -> None:
+    _backbone(folder)
+    edit(folder, architectures=["ViTForImageClassification"])
+
+
+def _headless(folder: Path) -> None:
+    edit(folder, architectures=None)
+    weights(folder, lambda tensors: tensors.pop("classifier.bias"))
+
+
+def _no_second_network(folder: Path) -> None:
+    def drop(tensors):
+        for key in [key for key in tensors if ".1.mlp." in key or "1.intermediate" in key]:
+            del tensors[key]
+
+    weights(folder, drop)
+
+
+def _two_labels(folder: Path) -> None:
+    edit(folder, id2label={"0": "a", "1": "b"}, label2id={"a": 0, "b": 1})
+
+
+def _no_processor(folder: Path) -> None:
+    (folder / "preprocessor_config.json").unlink()
+
+
+def _broken_processor(folder: Path) -> None:
+    (folder / "preprocessor_config.json").write_text("{")
 
 
 def _pickled(folder: Path) -> None:
@@ -148,35 +186,33 @@ REFUSALS = {
     "truncated weights": (_truncated, "damaged or cut off"),
     "garbage weights": (_garbage, "damaged or cut off"),
     "missing shard": (_missing_shard, "model-00001-of-00002"),
-    "no processor": (lambda f: (f / "preprocessor_config.json").unlink(), "no preprocessor_config.json"),
-    "broken processor": (lambda f: (f / "preprocessor_config.json").write_text("{"), "image processor"),
+    "no processor": (_no_processor, "no preprocessor_config.json"),
+    "broken processor": (_broken_processor, "image processor"),
     "other task": (_other_task, "ViTForMaskedImageModeling"),
     "text model": (_text_model, "BertForMaskedLM"),
     "backbone": (_backbone, "ViTModel"),
-    "backbone in disguise": (
-        lambda f: (_backbone(f), edit(f, architectures=["ViTForImageClassification"])), "lacks .*made up",
-    ),
-    "no architecture, no head": (
-        lambda f: (edit(f, architectures=None), weights(f, lambda t: t.pop("classifier.bias"))), "classifier.bias",
-    ),
-    "missing block": (
-        lambda f: weights(f, lambda t: [t.pop(k) for k in list(t) if ".1.mlp." in k or "1.intermediate" in k]),
-        "lacks",
-    ),
+    "backbone in disguise": (_disguised, "lacks .*made up"),
+    "no architecture, no head": (_headless, "classifier.bias"),
+    "missing block": (_no_second_network, "lacks"),
     "more layers than the config": (lambda f: edit(f, num_hidden_layers=1), "no place for"),
     "second head": (
-        lambda f: weights(f, lambda t: t.update({"decoder.weight": torch.ones(2)})), "decoder.weight.*dropped",
+        lambda f: weights(f, lambda t: t.update({"decoder.weight": torch.ones(2)})),
+        "decoder.weight.*dropped",
     ),
-    "fewer labels than rows": (
-        lambda f: edit(f, id2label={"0": "a", "1": "b"}, label2id={"a": 0, "b": 1}), "classifier.(bias|weight).* shape",
+    "fewer labels than rows": (_two_labels, "classifier.(bias|weight).* shape"),
+    "num_labels beside id2label": (
+        lambda f: edit(f, num_labels=9),
+        "num_labels 9 but id2label has 5",
     ),
-    "num_labels beside id2label": (lambda f: edit(f, num_labels=9), "num_labels 9 but id2label has 5"),
-    "labels with a gap": (lambda f: edit(f, id2label={"0": "a", "2": "b"}, label2id=None), "without a gap"),
+    "labels with a gap": (
+        lambda f: edit(f, id2label={"0": "a", "2": "b"}, label2id=None),
+        "without a gap",
+    ),
     "labels no mapping": (lambda f: edit(f, id2label="cat"), "id2label"),
     "quantised": (lambda f: edit(f, quantization_config={"load_in_8bit": True}), "quantised"),
     "remote code": (lambda f: edit(f, auto_map={"AutoConfig": "code.Config"}), "auto_map"),
     "adapter": (lambda f: (f / "adapter_config.json").write_text("{}"), "PEFT adapter"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", REFUSALS)
@@ -209,11 +245,17 @@ def test_a_file_is_no_folder(saved):
         load_base(str(saved / "config.json"))
 
 
-def test_the_hub_out_of_reach(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match="cannot be had from the hub") as caught:
-        load_base("nobody/no-such-model")
+@pytest.mark.parametrize("name", ["nobody/no-such-model", "no-such-model"])
+def test_the_hub_out_of_reach(name, monkeypatch, capfd):
+    def unknown(*_):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr("kswap.models.loading.getproxies", dict)
+    monkeypatch.setattr("socket.getaddrinfo", unknown)
+    with pytest.raises(UserError, match="the hub cannot be reached") as caught:
+        load_base(name)
     assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(

@@ -80,9 +80,11 @@ def _open(role: Role, data: str, settings: SourceConfig) -> Source:
 
 
 def _looks_like_path(data: str) -> bool:
+    first, *rest = data.split("/")
     return (
         data.startswith((".", "/", "~"))
-        or data.count("/") > 1
+        or len(rest) > 1
+        or (len(rest) == 1 and Path(first).is_dir())  # data/brids, beside a folder data
         or bool(_SUFFIX.fullmatch(Path(data).suffix))
         or not _HUB_ID.fullmatch(data)
     )
@@ -171,8 +173,23 @@ def _hub_source(role: Role, name: str, settings: SourceConfig) -> Source:
         f"{role}.data: {name!r} is no folder or file here; the Hugging Face dataset of this name"
     )
     with _reading(missing):
+        _check_hub(name)
         loaded = datasets.load_dataset(name)
     return _dataset_source(loaded, settings, where=name, folder=None, from_hub=True)
+
+
+def _check_hub(name: str) -> None:
+    """Ask once whether the hub has a data set, unless it was loaded before.
+
+    Without a network, or with a wrong name, `load_dataset` would try again for half a minute.
+    """
+    from datasets import config
+    from huggingface_hub import HfApi, constants
+
+    loaded = Path(config.HF_DATASETS_CACHE, name.replace("/", "___"))
+    downloaded = Path(constants.HF_HUB_CACHE, f"datasets--{name.replace('/', '--')}")
+    if not loaded.exists() and not downloaded.exists():
+        HfApi().dataset_info(name, timeout=10)
 
 
 def _memory_source(role: Role, value: object, settings: SourceConfig) -> Source:

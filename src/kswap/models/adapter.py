@@ -1,8 +1,8 @@
 """LoRA on the feed-forward linears, by PEFT, with the head saved beside it.
 
-One adapter serves all stages. A is Kaiming-uniform (a = sqrt 5), B is 0, so that the adapted model starts as
-the base bit for bit. PEFT matches module names by suffix; here exactly the named modules are hit, or it is an
-error.
+One adapter serves all stages. A is Kaiming-uniform (a = sqrt 5), B is 0, so that the adapted model
+starts as the base bit for bit. PEFT matches module names by suffix; here exactly the named modules
+are hit, or it is an error.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def attach(
         modules_to_save=list(head_names),
     )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        # PEFT's own init draws from the global generator, and it asks transformers for a deprecated property.
+        # PEFT's own init draws from the global generator, and it reads a deprecated property.
         warnings.filterwarnings(
             "ignore", message=".*is_gradient_checkpointing", category=FutureWarning
         )
@@ -129,8 +129,8 @@ def check_moved(
 ) -> None:
     """Raise unless every LoRA matrix differs from its snapshot.
 
-    Exempt are pairs A, B that are both exactly zero (their group was zeroed by the proximal step), and, after
-    a single step from B = 0, the A of that pair, whose gradient is exactly zero then.
+    Exempt are pairs A, B that are both exactly zero (their group was zeroed by the proximal step),
+    and, after a single step from B = 0, the A of that pair, whose gradient is exactly zero then.
 
     Raises:
         AdapterNotMovedError: it names the tensors.

@@ -1,15 +1,16 @@
-"""What a swap leaves on disk: the adapter (PEFT) and the merged model (transformers), readable without kswap.
+"""What a swap leaves on disk, readable without kswap: the adapter (PEFT), the merged model.
 
-Every folder is written under a temporary name beside its target and renamed when complete, so that a killed
-process leaves the old one or the new one.
+Every folder is written under a temporary name beside its target and renamed when complete, so that
+a killed process leaves the old one or the new one.
 
-Why `adapter/` needs the extended config. Its head has more rows than the base's. PEFT loads a saved module
-into a copy of the module it finds (`ModulesToSaveWrapper`), by `load_state_dict`, and PyTorch compares shapes
-there before anything else (also with `assign=True`); no PEFT method changes the number of outputs of a layer
-(LoRA and its kin add to the base's output). So `PeftModel.from_pretrained(base, "adapter")` on the base with
-its *old* number of labels stops with a size mismatch, and no content of the folder can change that. The base
-loaded with the adapter's `config.json` has the right shape; the rows that loading makes up for it are
-replaced by the adapter's.
+Why `adapter/` needs the extended config. Its head has more rows than the base's. PEFT loads a saved
+module into a copy of the module it finds (`ModulesToSaveWrapper`), by `load_state_dict`, and
+PyTorch compares shapes there before anything else (also with `assign=True`); no PEFT method changes
+the number of outputs of a layer (LoRA and its kin add to the base's output). So
+`PeftModel.from_pretrained(base, "adapter")` on the base with its *old* number of labels stops with
+a size mismatch, and no content of the folder can change that. The base loaded with the adapter's
+`config.json` has the right shape; the rows that loading makes up for it are replaced by the
+adapter's.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import copy
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from transformers import PreTrainedModel
 from kswap.errors import UserError
 from kswap.models.adapter import ADAPTER_NAME
 from kswap.models.loading import load_base, quiet
+from kswap.models.structure import shown
 
 _RECIPE = """\
 ---
@@ -41,7 +43,6 @@ library_name: peft
 LoRA matrices and the class head for `{base}`, made by [kswap](https://pypi.org/project/kswap).
 
 ```python
-import torch
 from peft import PeftModel
 from transformers import AutoConfig, AutoImageProcessor, {auto_class}
 
@@ -51,9 +52,9 @@ model = PeftModel.from_pretrained(base, "{folder}").eval()
 processor = AutoImageProcessor.from_pretrained("{folder}")
 ```
 
-`ignore_mismatched_sizes=True` because the head has {num_labels} rows here and fewer in the base; the rows that
-transformers makes up at that line are replaced by those in this folder at the next. Without the config the last
-line stops with a size mismatch.
+`ignore_mismatched_sizes=True` because the head has {num_labels} rows here and fewer in the base;
+the rows that transformers makes up at that line are replaced by those in this folder at the next.
+Without the config the last line stops with a size mismatch.
 """
 
 
@@ -112,7 +113,7 @@ def merged_model(
 def save_merged(
     peft_model: PeftModel, to_dir: str | Path, *, processor: Any, kswap: Mapping[str, Any]
 ) -> Path:
-    """Write the merged model as a standard transformers folder (safetensors); see `merged_model`."""
+    """Write `merged_model` as a standard transformers folder (safetensors)."""
     return save_model(merged_model(peft_model, kswap=kswap), to_dir, processor=processor)
 
 
@@ -159,12 +160,13 @@ def load_trainable_state(peft_model: PeftModel, state: Mapping[str, Tensor]) -> 
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if missing or extra:
         raise ValueError(
-            f"the state does not fit the model: missing {_few(missing)}, too many {_few(extra)}"
+            f"the state does not fit the model: missing {shown(missing)}, too many {shown(extra)}"
         )
     for name, tensor in own.items():
         if tensor.shape != state[name].shape:
             raise ValueError(
-                f"{name} has shape {tuple(state[name].shape)} in the state, {tuple(tensor.shape)} in the model"
+                f"{name} has shape {tuple(state[name].shape)} in the state, "
+                f"{tuple(tensor.shape)} in the model"
             )
     with torch.no_grad():
         for name, tensor in own.items():
@@ -195,12 +197,6 @@ def _is_adapter_part(name: str) -> bool:
     return any(mark in name for mark in marks)
 
 
-def _few(names: Sequence[str]) -> str:
-    return (
-        ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "none"
-    )
-
-
 def _plain_config(model: Any) -> Any:
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
@@ -208,7 +204,7 @@ def _plain_config(model: Any) -> Any:
 
 
 def _sort_targets(config_path: Path) -> None:
-    """Make adapter_config.json the same bytes for the same adapter (PEFT writes sets in any order)."""
+    """Make adapter_config.json the same bytes for the same adapter (PEFT has sets in it)."""
     values = json.loads(config_path.read_text(encoding="utf-8"))
     for key in ("target_modules", "modules_to_save"):
         if isinstance(values.get(key), list):

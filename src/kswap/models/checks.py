@@ -24,6 +24,7 @@ _HARMLESS_EXTRAS = (
 
 
 def check_folder(folder: Path) -> None:
+    """Refuse a folder that lacks a part, or whose weights are pickled."""
     files = {path.name for path in folder.iterdir()}
     if "adapter_config.json" in files:
         raise UserError(
@@ -38,30 +39,36 @@ def check_folder(folder: Path) -> None:
         pickled = sorted(name for name in files if name.endswith(_PICKLE_SUFFIXES))
         if pickled:
             raise UserError(
-                f"model: {str(folder)!r} has pickled weights only ({pickled[0]}), which can run code when "
+                f"model: {str(folder)!r} has pickled weights only ({pickled[0]}), which can run "
+                "code when "
                 "opened; convert them where you trust them: "
                 "AutoModelForImageClassification.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)"
             )
         raise UserError(
-            f"model: {str(folder)!r} has no weights; add model.safetensors (save_pretrained writes it)"
+            f"model: {str(folder)!r} has no weights; add model.safetensors (save_pretrained "
+            "writes it)"
         )
     if files.isdisjoint(_PROCESSOR_FILES):
         raise UserError(
-            f"model: {str(folder)!r} has no preprocessor_config.json; copy that of the model it was trained "
+            f"model: {str(folder)!r} has no preprocessor_config.json; copy that of the model it "
+            "was trained "
             "from, or save its image processor there (save_pretrained)"
         )
 
 
 def check_config(name: str, values: Mapping[str, Any]) -> None:
+    """Refuse a config.json that is not that of an image classifier kswap can change."""
     model_type, architectures = values.get("model_type"), values.get("architectures") or []
     if values.get("auto_map"):
         raise UserError(
-            f"model: {name!r} needs code of its own (auto_map in config.json), which kswap never runs; "
+            f"model: {name!r} needs code of its own (auto_map in config.json), which kswap never "
+            "runs; "
             "name a model of a family that is part of transformers"
         )
     if values.get("quantization_config"):
         raise UserError(
-            f"model: {name!r} is quantised (quantization_config in config.json); name its full-precision original"
+            f"model: {name!r} is quantised (quantization_config in config.json); name its "
+            "full-precision original"
         )
     if not isinstance(model_type, str):
         raise UserError(f'model: config.json of {name!r} has no model_type; add it, such as "vit"')
@@ -69,33 +76,39 @@ def check_config(name: str, values: Mapping[str, Any]) -> None:
     foreign = [str(one) for one in architectures if one not in classes]
     if foreign:
         raise UserError(
-            f"model: {name!r} holds a {foreign[0]}, not an image classifier; name a checkpoint whose architecture "
+            f"model: {name!r} holds a {foreign[0]}, not an image classifier; name a checkpoint "
+            "whose architecture "
             "ends in ForImageClassification (a head would have to be made up)"
         )
     if model_type not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
         raise UserError(
-            f"model: {name!r} is of type {model_type!r}, for which transformers has no image classifier; "
+            f"model: {name!r} is of type {model_type!r}, for which transformers has no image "
+            "classifier; "
             f"types that have: {', '.join(sorted(MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES))}"
         )
     check_labels(name, values.get("id2label"), values.get("num_labels"))
 
 
 def check_labels(name: str, id2label: Any, num_labels: Any) -> None:
+    """Refuse class ids with a gap, and two counts that differ."""
     if id2label is None:
         return
     try:
         ids = sorted(int(key) for key in id2label)
     except (TypeError, ValueError):
         raise UserError(
-            f"model: id2label in config.json of {name!r} is no mapping of class ids to names; correct it"
+            f"model: id2label in config.json of {name!r} is no mapping of class ids to names; "
+            "correct it"
         ) from None
     if ids != list(range(len(ids))):
         raise UserError(
-            f"model: id2label in config.json of {name!r} has ids {ids[:5]} …; they must be 0, 1, 2 … without a gap"
+            f"model: id2label in config.json of {name!r} has ids {ids[:5]} …; they must be 0, 1, "
+            "2 … without a gap"
         )
     if isinstance(num_labels, int) and num_labels != len(ids):
         raise UserError(
-            f"model: config.json of {name!r} says num_labels {num_labels} but id2label has {len(ids)} names; "
+            f"model: config.json of {name!r} says num_labels {num_labels} but id2label has "
+            f"{len(ids)} names; "
             "correct the one that does not fit the head"
         )
 
@@ -106,13 +119,14 @@ def check_loading(name: str, info: Mapping[str, Any]) -> None:
     if mismatched:
         key, found, expected = mismatched[0]
         raise UserError(
-            f"model: weight {key} of {name!r} has shape {tuple(found)}, config.json asks for {tuple(expected)}; "
+            f"model: weight {key} of {name!r} has shape {tuple(found)}, config.json asks for "
+            f"{tuple(expected)}; "
             "correct num_labels, id2label or the sizes in config.json"
         )
     missing = sorted(info["missing_keys"])
     if missing:
         raise UserError(
-            f"model: {name!r} lacks {len(missing)} weights that its config.json asks for ({', '.join(missing[:3])}); "
+            f"model: {name!r} lacks weights that its config.json asks for ({_few(missing)}); "
             "name a complete classifier (they would have to be made up)"
         )
     extra = sorted(
@@ -120,8 +134,8 @@ def check_loading(name: str, info: Mapping[str, Any]) -> None:
     )
     if extra:
         raise UserError(
-            f"model: {name!r} has {len(extra)} weights that its config.json has no place for "
-            f"({', '.join(extra[:3])}); correct config.json (they would be dropped)"
+            f"model: {name!r} has weights that its config.json has no place for ({_few(extra)}); "
+            "correct config.json (they would be dropped)"
         )
     if info["error_msgs"]:
         raise UserError(
@@ -129,7 +143,13 @@ def check_loading(name: str, info: Mapping[str, Any]) -> None:
         )
 
 
+def _few(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
 def classifier_names() -> set[str]:
+    """Return the names of all image classifiers of transformers."""
     names: set[str] = set()
     for one in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.values():
         names.update([one] if isinstance(one, str) else one)
@@ -137,5 +157,6 @@ def classifier_names() -> set[str]:
 
 
 def brief(error: object) -> str:
+    """Return an error's text as one short line."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 160 else text[:159] + "…"

@@ -1,6 +1,6 @@
 """Write a classifier as one ONNX file, and prove that onnxruntime computes the same logits from it.
 
-PyTorch's exporter through `torch.export` (needs onnxscript) goes first; models it cannot trace fall back to the
+PyTorch's exporter through `torch.export` goes first, models it cannot trace fall back to the
 TorchScript one. The batch axis is dynamic, the image size is the processor's.
 """
 
@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from kswap.errors import UserError
+from kswap.models.examples import example_inputs
 from kswap.models.loading import quiet
-from kswap.models.trace import example_inputs
 
 _OPSET = 18
 _TOLERANCE = 1e-4
@@ -39,7 +39,7 @@ class _Logits(nn.Module):
 
 
 def export_onnx(model: PreTrainedModel, processor: Any, to_path: str | Path) -> Path:
-    """Write `to_path`: input pixel_values (batch, channels, height, width), output logits (batch, classes).
+    """Write one ONNX file: pixel_values (batch, channels, height, width) to logits (batch, K).
 
     Raises:
         UserError: onnx, onnxscript or onnxruntime is not installed.

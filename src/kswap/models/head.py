@@ -1,7 +1,8 @@
 """The class layer: find it, give it rows for learned classes, take rows of forgotten ones away.
 
-A head is a linear whose output reaches the logits with no other linear after it; models distilled with a
-teacher token (DeiT, LeViT) have two, whose logits are averaged. Old rows stay bit-equal at every change.
+A head is a linear whose output reaches the logits with no other linear after it; models distilled
+with a teacher token (DeiT, LeViT) have two, whose logits are averaged. Old rows stay bit-equal at
+every change.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from kswap.models.trace import Node, trace
 
 
 def find_heads(model: nn.Module) -> tuple[str, ...]:
-    """Return the names of the linears that produce the class logits of a bare model, in forward order.
+    """Return the names of the linears that produce a bare model's logits, in forward order.
 
     Raises:
         UserError: there is none.
@@ -44,8 +45,10 @@ def find_heads(model: nn.Module) -> tuple[str, ...]:
             found.setdefault(node.linear, node.order)
     if not found:
         raise UserError(
-            f"{type(model).__name__}: no linear layer with {config.num_labels} outputs produces its logits; "
-            f"name a classifier with a linear head (linear layers seen: {shown(linear_names(model)[::-1])})"
+            f"{type(model).__name__}: no linear layer with {config.num_labels} outputs produces "
+            "its "
+            "logits; name a classifier with a linear head "
+            f"(linear layers seen: {shown(linear_names(model)[::-1])})"
         )
     return tuple(sorted(found, key=found.__getitem__))
 
@@ -128,8 +131,10 @@ def extend_head(
         id2label: The whole map after the extension; old ids keep their names.
         init: Start of the new rows.
         seed: Seed of random rows.
-        class_means: For class-mean: head name -> (num_new, in_features), in the order of the new ids.
-        base_means: For class-mean: head name -> mean feature (in_features,) over images that the base
+        class_means: For class-mean: head name -> (num_new, in_features), in the order of the new
+            ids.
+        base_means: For class-mean: head name -> mean feature (in_features,) over images that the
+            base
             knows, the centre of the features.
 
     Raises:
@@ -162,7 +167,7 @@ def extend_head(
 
 
 def drop_rows(model: nn.Module, class_ids: Collection[int]) -> None:
-    """Remove the rows of these classes from every head, in place; the rest are numbered anew in order.
+    """Remove the rows of these classes from every head, in place; the rest are numbered anew.
 
     Raises:
         ValueError: an id is not in the model, or no class would be left.
@@ -215,7 +220,8 @@ def _check_extension(config: Any, id2label: Mapping[int, str]) -> None:
     moved = [key for key, value in old.items() if id2label.get(key) != value]
     if moved:
         raise ValueError(
-            f"id2label renames or drops class {moved[0]} ({old[moved[0]]!r}); an extension keeps old classes"
+            f"id2label renames or drops class {moved[0]} ({old[moved[0]]!r}); "
+            "an extension keeps old classes"
         )
 
 
@@ -243,13 +249,11 @@ def _replace_rows(head: nn.Linear, weight: Tensor, bias: Tensor | None) -> None:
 
 
 def _set_labels(model: nn.Module, id2label: dict[int, str], num_before: int) -> None:
-    """Write the label maps into the config, and the count wherever a module of the model keeps it."""
+    """Write the label maps into the config, and the count wherever a module keeps it."""
     config: Any = model.config
     config.id2label = id2label
     config.label2id = {label: index for index, label in id2label.items()}
-    config.num_labels = len(
-        id2label
-    )  # most configs count id2label; PVT's keeps a number of its own
+    config.num_labels = len(id2label)  # most configs count id2label, PVT's keeps its own number
     for module in model.modules():
         if vars(module).get("num_labels") == num_before:
             vars(module)["num_labels"] = len(id2label)
@@ -259,10 +263,10 @@ def _set_labels(model: nn.Module, id2label: dict[int, str], num_before: int) -> 
 def set_new_rows(
     model: nn.Module, name: str, *, num_old: int, class_means: Tensor, centre: Tensor
 ) -> None:
-    """Start the rows behind the first `num_old` from class means, in place; equations in `extend_head`.
+    """Start the rows behind the first `num_old` from class means, in place; see `class_mean_rows`.
 
-    For a head that was extended earlier, when the features of its new classes are known at last: a stage that
-    forgets before the first one that learns changes them.
+    For a head that was extended earlier, when the features of its new classes are known at last: a
+    stage that forgets before the first one that learns changes them.
 
     Args:
         model: A bare or PEFT model.
@@ -273,11 +277,7 @@ def set_new_rows(
     """
     head = head_linear(model, name)
     bias = None if head.bias is None else head.bias[:num_old]
-    old = nn.Linear(head.in_features, num_old, bias=bias is not None, device=head.weight.device)
-    old.weight.copy_(head.weight[:num_old])
-    if bias is not None:
-        old.bias.copy_(bias)
-    weight, new_bias = class_mean_rows(old, class_means, centre)
+    weight, new_bias = class_mean_rows(head.weight[:num_old], bias, class_means, centre)
     head.weight[num_old:] = weight.to(head.weight)
     if head.bias is not None:
         head.bias[num_old:] = new_bias.to(head.bias)

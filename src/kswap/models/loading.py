@@ -1,21 +1,26 @@
-"""Load a pretrained classifier with everything it says about itself, and refuse what cannot be right.
+"""Load a pretrained classifier with all it says about itself; refuse what cannot be right.
 
-Hub id or folder, safetensors only, no remote code. transformers makes up weights it does not find and drops those
-it does not know; here both are errors, as a swap of a half-random model would look like a swap. Every refusal
-is one line: the value, the rule, the fix.
+Hub id or folder, safetensors only, no remote code. transformers makes up weights it does not find
+and drops those it does not know; here both are errors, as a swap of a half-random model would look
+like a swap. Every refusal is one line: the value, the rule, the fix.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
+from huggingface_hub import constants
 from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
@@ -61,10 +66,11 @@ def load_base(name_or_path: str) -> Loaded:
     if local is not None:
         check_folder(local)
     where = name_or_path if local is None else str(local)
-    values = _config_values(name_or_path, where)
+    offline = local is None and _hub_is_out_of_reach()
+    values = _config_values(name_or_path, where, offline)
     check_config(name_or_path, values)
-    model = _load_model(name_or_path, where, local is None)
-    processor = _load_processor(name_or_path, where, local is None)
+    model = _load_model(name_or_path, where, local is None, offline)
+    processor = _load_processor(name_or_path, where, local is None, offline)
     commit = getattr(model.config, "_commit_hash", None) if local is None else None
     return _loaded(model, processor, source=name_or_path, commit=commit)
 
@@ -99,14 +105,18 @@ def from_objects(model: PreTrainedModel, processor: Any) -> Loaded:
 def quiet(*, progress: bool = False) -> Iterator[None]:
     """Keep transformers' warnings (and its progress bars, unless `progress`) away from the user."""
     level = transformers_logging.get_verbosity()
+    hub_logger = logging.getLogger("huggingface_hub")
+    hub_level = hub_logger.level
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity(transformers_logging.CRITICAL)
+    hub_logger.setLevel(logging.CRITICAL)
     if not progress:
         transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
         transformers_logging.set_verbosity(level)
+        hub_logger.setLevel(hub_level)
         if bars and not progress:
             transformers_logging.enable_progress_bar()
 
@@ -133,19 +143,21 @@ def _local_folder(name: str) -> Path | None:
     return None
 
 
-def _config_values(name: str, where: str) -> dict[str, Any]:
+def _config_values(name: str, where: str, offline: bool) -> dict[str, Any]:
     """Return config.json as it is written."""
     try:
         with quiet():
-            values, _ = PreTrainedConfig.get_config_dict(where)
+            values, _ = PreTrainedConfig.get_config_dict(where, local_files_only=offline)
     except Exception as error:
         if Path(where).is_dir():
             raise UserError(
                 f"model: config.json of {name!r} cannot be read ({brief(error)}); write it anew"
             ) from None
+        why = "the hub cannot be reached" if offline else brief(error)
         raise UserError(
-            f"model: {name!r} is no folder here and cannot be had from the hub ({brief(error)}); check the "
-            "spelling, the network and, for a private one, `hf auth login`"
+            f"model: {name!r} is no folder here, and neither the hub nor its cache gives it "
+            f"({why}); "
+            "check the spelling, the network and, for a private one, `hf auth login`"
         ) from None
     if not isinstance(values, dict) or not values:
         raise UserError(
@@ -154,25 +166,28 @@ def _config_values(name: str, where: str) -> dict[str, Any]:
     return values
 
 
-def _load_model(name: str, where: str, from_hub: bool) -> PreTrainedModel:
+def _load_model(name: str, where: str, from_hub: bool, offline: bool) -> PreTrainedModel:
     try:
         with quiet(progress=from_hub), _no_conversion_service():
             model, info = AutoModelForImageClassification.from_pretrained(
                 where,
                 use_safetensors=True,
                 trust_remote_code=False,
-                ignore_mismatched_sizes=True,  # so that mismatches are listed; they are refused below
+                local_files_only=offline,
+                ignore_mismatched_sizes=True,  # lists mismatches; they are refused below
                 output_loading_info=True,
                 dtype=torch.float32,
             )
     except SafetensorError as error:
         raise UserError(
-            f"model: the weights of {name!r} are damaged or cut off ({brief(error)}); fetch or save them anew"
+            f"model: the weights of {name!r} are damaged or cut off ({brief(error)}); fetch or "
+            "save them anew"
         ) from None
     except Exception as error:
         if from_hub and isinstance(error, OSError) and "safetensors" in str(error):
             raise UserError(
-                f"model: {name!r} has no safetensors weights, and pickled ones can run code when opened; convert "
+                f"model: {name!r} has no safetensors weights, and pickled ones can run code when "
+                "opened; convert "
                 "them where you trust them: "
                 "AutoModelForImageClassification.from_pretrained(MODEL).save_pretrained(NEW_FOLDER)"
             ) from None
@@ -185,13 +200,16 @@ def _load_model(name: str, where: str, from_hub: bool) -> PreTrainedModel:
     return model
 
 
-def _load_processor(name: str, where: str, from_hub: bool) -> Any:
+def _load_processor(name: str, where: str, from_hub: bool, offline: bool) -> Any:
     try:
         with quiet(progress=from_hub):
-            return AutoImageProcessor.from_pretrained(where, trust_remote_code=False)
+            return AutoImageProcessor.from_pretrained(
+                where, trust_remote_code=False, local_files_only=offline
+            )
     except Exception as error:
         raise UserError(
-            f"model: the image processor of {name!r} cannot be loaded ({brief(error)}); give it the "
+            f"model: the image processor of {name!r} cannot be loaded ({brief(error)}); give it "
+            "the "
             "preprocessor_config.json of the model it was trained from"
         ) from None
 
@@ -216,6 +234,17 @@ def _loaded(model: PreTrainedModel, processor: Any, *, source: str, commit: str 
         source=source,
         commit=commit,
     )
+
+
+def _hub_is_out_of_reach() -> bool:
+    """Whether the hub has no address here; then only its cache is read, without 20 s of retries."""
+    if getproxies():
+        return False
+    try:
+        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
+    except OSError:
+        return True
+    return False
 
 
 @contextlib.contextmanager

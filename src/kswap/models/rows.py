@@ -1,7 +1,8 @@
 """The start of the rows that learned classes add to a head: pure functions of tensors.
 
-Own design, after weight imprinting (Qi, Brown, Lowe, CVPR 2018), with a centre and a bias added so that the new
-logits are commensurate with trained ones. Random rows: the reference implementation of the paper.
+Own design, after weight imprinting (Qi, Brown, Lowe, CVPR 2018), with a centre and a bias added so
+that the new logits are commensurate with trained ones. Random rows: the reference implementation of
+the paper.
 """
 
 from __future__ import annotations

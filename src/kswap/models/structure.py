@@ -1,11 +1,12 @@
-"""Find the feed-forward linears of every transformer block, from what the model computes, not from names.
+"""Find the feed-forward linears of every transformer block from what the model computes.
 
-A feed-forward network is **a residual branch that is computed token by token and holds at least two linears
-in series**: in `z = x + f(x)` every path from `f(x)` back to the residual stream passes only linears,
-activations, gates, norms, scales, dropout, reshapes and depth-wise convolutions (PVT v2, SegFormer). Attention
-fails (softmax, matrix products of data, sampling), so its d→d projections are never taken; prediction heads (box
-predictors, mask embedders) fail, as they are not added to their own input; gates (SwiGLU) pass; layers in a
-row, and attention beside the network (parallel blocks) pass too. Own design; see `trace.py` for the graph.
+A feed-forward network is **a residual branch that is computed token by token and holds at least two
+linears in series**: in `z = x + f(x)` every path from `f(x)` back to the residual stream passes
+only linears, activations, gates, norms, scales, dropout, reshapes and depth-wise convolutions (PVT
+v2, SegFormer). Attention fails (softmax, matrix products of data, sampling), so its d→d projections
+are never taken; prediction heads (box predictors, mask embedders) fail, as they are not added to
+their own input; gates (SwiGLU) pass; layers in a row, and attention beside the network (parallel
+blocks) pass too. Own design; see `trace.py` for the graph.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class FfnBlock:
 def find_ffn_blocks(
     model: nn.Module, inputs: Mapping[str, Tensor] | None = None
 ) -> tuple[FfnBlock, ...]:
-    """Return the transformer blocks of a bare model with their feed-forward linears, in forward order.
+    """Return a bare model's transformer blocks and their feed-forward linears, in forward order.
 
     Args:
         model: A transformers model, not wrapped by PEFT. It is run once on one image, in eval mode.
@@ -57,14 +58,17 @@ def find_ffn_blocks(
     blocks = tuple(FfnBlock(name, tuple(linears)) for name, linears in linears_of.items())
     if not blocks:
         raise UserError(
-            f"{type(model).__name__}: no transformer block has a feed-forward network of linear layers; "
+            f"{type(model).__name__}: no transformer block has a feed-forward network of linear "
+            "layers; "
             f"name a model of another family (linear layers seen: {shown(linear_names(model))})"
         )
     bare = _attention_without_ffn(model, graph, used, taken)
     if bare:
         raise UserError(
-            f"{type(model).__name__}: {len(bare)} of its transformer blocks have no feed-forward network of "
-            f"linear layers ({shown(bare)}), only {len(blocks)} have; kswap adapts every block or none, so "
+            f"{type(model).__name__}: {len(bare)} of its transformer blocks have no feed-forward "
+            "network of "
+            f"linear layers ({shown(bare)}), only {len(blocks)} have; kswap adapts every block or "
+            "none, so "
             f"name a model of another family (linear layers seen: {shown(linear_names(model))})"
         )
     return blocks
@@ -138,7 +142,7 @@ def _stream(root: Node) -> tuple[set[Node], list[Node]]:
 
 
 def _tokenwise_linears(term: Node, stream: set[Node]) -> list[Node] | None:
-    """Return the linears between a term and the stream it reads, or None if it is no feed-forward branch."""
+    """Return the linears between a term and the stream it reads; None if it is no such branch."""
     own = set(_strip(term))
     linears: list[Node] = []
     seen: set[Node] = set()
@@ -199,7 +203,7 @@ def _list_element(model: nn.Module, name: str) -> str:
 def _attention_without_ffn(
     model: nn.Module, graph: Trace, used: set[Node], taken: set[str]
 ) -> list[str]:
-    """Return list elements that attend but neither hold a feed-forward network nor are followed by one."""
+    """Return list elements that attend, hold no feed-forward network, and are followed by none."""
     attending = dict.fromkeys(
         _list_element(model, node.module) for node in graph.nodes if node in used and _attends(node)
     )

@@ -1,17 +1,16 @@
-"""Record one forward pass as a graph of tensors, so that structure is read from what a model computes.
+"""Record one forward pass as a graph of tensors, to read structure from what a model computes.
 
-Why: module names differ from family to family (`mlp.fc1`, `intermediate.dense`, `pwconv1`), and shapes alone
-do not tell an attention projection from a feed-forward linear. What happens between two linears does. Every
-ATen operation of one forward pass is seen with `torch.utils._python_dispatch.TorchDispatchMode`; each tensor
-becomes a `Node` whose kind says how tokens flow through it. `structure.py` and `head.py` read the graph.
+Why: module names differ from family to family (`mlp.fc1`, `intermediate.dense`, `pwconv1`), and
+    shapes alone do not tell an attention projection from a feed-forward linear. What happens
+    between two linears does. Every ATen operation of one forward pass is seen with
+    `torch.utils._python_dispatch.TorchDispatchMode`; each tensor becomes a `Node` whose kind says
+    how tokens flow through it. `structure.py` and `head.py` read the graph.
 """
 
 from __future__ import annotations
 
 import contextlib
-import inspect
-import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from kswap.errors import UserError
+from kswap.models.examples import example_inputs
 
 Kind = Literal["input", "constant", "add", "view", "tokenwise", "linear", "mix"]
 
@@ -73,9 +73,10 @@ _ADDITIONS = {"add", "add_"}
 class Node:
     """One tensor of the forward pass.
 
-    Kinds: `input` of the model, `constant` (parameters and what is computed from them alone), `add` of two
-    data tensors, `view` (same numbers, other shape), `tokenwise` (activations, norms, gates, depth-wise
-    convolutions), `linear` (a call of an `nn.Linear`), `mix` (everything else: attention, pooling …).
+    Kinds: `input` of the model, `constant` (parameters and what is computed from them alone), `add`
+        of two data tensors, `view` (same numbers, other shape), `tokenwise` (activations, norms,
+        gates, depth-wise convolutions), `linear` (a call of an `nn.Linear`), `mix` (everything
+        else: attention, pooling …).
     """
 
     kind: Kind
@@ -138,46 +139,6 @@ def trace(model: nn.Module, inputs: Mapping[str, Tensor] | None = None) -> Trace
         model.train(was_training)
 
 
-def example_inputs(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Yield inputs to try: noise of the config's image size first, common sizes after it."""
-    accepted = inspect.signature(model.forward).parameters
-    if "pixel_values" not in accepted:
-        raise UserError(
-            f"{type(model).__name__}: takes no pixel_values; name a model whose input is an image"
-        )
-    config: Any = model.config
-    device = next(model.parameters()).device
-    noise = torch.Generator().manual_seed(0)
-    channels = int(_config_value(config, "num_channels", 3))
-    if "spatial_shapes" in accepted:  # packed patches (SigLIP 2 with native aspect ratio)
-        patch = int(_config_value(config, "patch_size", 16))
-        side = math.isqrt(int(_config_value(config, "num_patches", 16)))
-        pixels = torch.randn(1, side * side, channels * patch * patch, generator=noise)
-        packed = {
-            "pixel_values": pixels,
-            "pixel_attention_mask": torch.ones(1, side * side, dtype=torch.long),
-            "spatial_shapes": torch.tensor([[side, side]]),
-        }
-        yield {name: tensor.to(device) for name, tensor in packed.items()}
-        return
-    size = _config_value(config, "image_size", 224)
-    own = (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[-1]))
-    for height, width in dict.fromkeys([own, (224, 224), (64, 64), (384, 384)]):
-        pixels = torch.randn(1, channels, height, width, generator=noise)
-        yield {"pixel_values": pixels.to(device)}
-
-
-def _config_value(config: Any, name: str, default: Any) -> Any:
-    for part in (
-        config,
-        *(getattr(config, sub, None) for sub in ("vision_config", "backbone_config")),
-    ):
-        value = getattr(part, name, None)
-        if value is not None:
-            return value
-    return default
-
-
 def _run(model: nn.Module, inputs: Mapping[str, Tensor]) -> Trace:
     recorder = _Recorder()
     handles = []
@@ -200,7 +161,7 @@ def _run(model: nn.Module, inputs: Mapping[str, Tensor]) -> Trace:
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """The dispatch mode: one `Node` for each tensor an operation returns, linears as one node each."""
+    """The dispatch mode: one `Node` for each tensor an operation returns, one for each linear."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -230,7 +191,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return hook
 
     def node(self, tensor: Tensor) -> Node:
-        """Return the node of a tensor; one that no operation made is a parameter, a buffer or a constant."""
+        """Return the node of a tensor; what no operation made is a parameter or a constant."""
         known = self._node_of.get(tensor)  # type: ignore[no-untyped-call]
         return known if isinstance(known, Node) else self.register(tensor, Node("constant", "leaf"))
 

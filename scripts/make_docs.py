@@ -1,0 +1,115 @@
+"""Make docs/config.md and docs/reference.md from the code, so that they cannot disagree with it.
+
+    python scripts/make_docs.py [--check]
+
+`--check` writes nothing and fails where a page is out of date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import sys
+import typing
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+import kswap
+from kswap import config, presets
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def type_name(annotation: Any) -> str:
+    """Return a short name of a field's type."""
+    text = str(annotation) if typing.get_origin(annotation) else getattr(annotation, "__name__", str(annotation))
+    for noise in ("typing.", "kswap.config.", "pathlib.", "<class '", "'>"):
+        text = text.replace(noise, "")
+    return text.replace("NoneType", "None").replace("|", "\\|")
+
+
+def default(field: Any) -> str:
+    """Return what holds when the key is left out."""
+    if field.default_factory is not None:
+        return "see below" if issubclass_of_model(field.annotation) else "`{}`"
+    if field.default is PydanticUndefined:
+        return "from the preset" if field.annotation is not str else "required"
+    return f"`{field.default}`".replace("|", "\\|")
+
+
+def issubclass_of_model(annotation: Any) -> bool:
+    """Whether a field holds another section of the config."""
+    return inspect.isclass(annotation) and issubclass(annotation, BaseModel)
+
+
+def config_page() -> str:
+    """Return docs/config.md."""
+    models = [m for m in vars(config).values() if issubclass_of_model(m) and not m.__name__.startswith("_")]
+    models = [m for m in models if m.__module__ == "kswap.config"]
+    models.sort(key=lambda m: m is not config.SwapConfig)
+    parts = [
+        "# Config\n\nMade by `make docs` from `src/kswap/config.py`. Every key can be given in the YAML file or as `--a.b value`."
+        " `kswap schema` prints the same as a JSON Schema for editors.\n"
+    ]
+    for model in models:
+        parts.append(f"## {model.__name__}\n\n{inspect.getdoc(model)}\n")
+        parts.append("| key | type | default | meaning |\n|---|---|---|---|")
+        for name, field in model.model_fields.items():
+            if field.description is None:
+                raise SystemExit(f"{model.__name__}.{name} has no description")
+            meaning = " ".join(field.description.split()).replace("|", "\\|")
+            parts.append(f"| `{name}` | {type_name(field.annotation)} | {default(field)} | {meaning} |")
+        parts.append("")
+    parts.append("## Presets\n\nValues with source and reason: `src/kswap/presets.py`.\n")
+    for name, values in presets.PRESETS.items():
+        dumped = yaml.dump(values, Dumper=Plain, sort_keys=False)
+        parts.append(f"### {name}\n\n```yaml\n{dumped}```\n")
+    return "\n".join(parts)
+
+
+class Plain(yaml.SafeDumper):
+    """YAML without anchors."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Write shared values out each time."""
+        return True
+
+
+def reference_page() -> str:
+    """Return docs/reference.md."""
+    parts = ["# Reference\n\nMade by `make docs` from the docstrings of what `import kswap` offers.\n"]
+    for name in sorted(set(kswap.__all__) - {"__version__"}):
+        value = getattr(kswap, name)
+        head = f"class {name}" if inspect.isclass(value) else f"{name}{inspect.signature(value)}"
+        parts.append(f"## kswap.{name}\n\n```python\n{head.replace(chr(39), '')}\n```\n\n```text\n{inspect.getdoc(value)}\n```\n")
+        if inspect.isclass(value):
+            for member, function in vars(value).items():
+                if member.startswith("_") or not inspect.getdoc(function):
+                    continue
+                if isinstance(function, classmethod | property) or inspect.isfunction(function):
+                    parts.append(f"### {name}.{member}\n\n```text\n{inspect.getdoc(function)}\n```\n")
+    return "\n".join(parts)
+
+
+def main() -> int:
+    """Write or check the pages."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
+    stale = 0
+    for name, text in (("config.md", config_page()), ("reference.md", reference_page())):
+        path = DOCS / name
+        if check and (not path.exists() or path.read_text(encoding="utf-8") != text):
+            print(f"{path} is out of date; run `make docs`", file=sys.stderr)
+            stale = 1
+        elif not check:
+            path.write_text(text, encoding="utf-8")
+    return stale
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""The swapped model for deployment: a standard folder, without the forgotten rows and as ONNX if asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kswap.errors import UserError
+from kswap.files import disk_errors
+from kswap.models.artefact import load, write_folder
+from kswap.models.export import export_onnx
+from kswap.models.head import drop_rows
+from kswap.models.loading import quiet
+
+
+def export(
+    run_dir: Path, to_dir: Path, *, onnx: bool = False, drop_forgotten: bool = False
+) -> list[Path]:
+    """Write the model of a finished run to a new folder and return the files.
+
+    Args:
+        run_dir: a run folder.
+        to_dir: must not exist, or be empty.
+        onnx: also write model.onnx, checked against the model by onnxruntime.
+        drop_forgotten: remove the rows of forgotten classes; the ids behind them move up.
+
+    Raises:
+        UserError: the run is not finished, the folder exists, or nothing would be left of the head.
+    """
+    if to_dir.exists() and (not to_dir.is_dir() or any(to_dir.iterdir())):
+        raise UserError(f"--to: {to_dir} exists already; name a new or empty folder")
+    model, processor = load(run_dir)
+    swapped = dict(getattr(model.config, "kswap", None) or {})
+    if drop_forgotten:
+        forgotten = set(swapped.get("forgotten", ()))
+        ids = [int(i) for i, name in model.config.id2label.items() if name in forgotten]
+        if len(ids) == len(model.config.id2label):
+            raise UserError(
+                f"--drop-forgotten: all {len(ids)} classes of {run_dir} are forgotten, none would be left; "
+                "export without it"
+            )
+        drop_rows(model, ids)
+        model.config.kswap = {**swapped, "forgotten": []}
+
+    def write(folder: Path) -> None:
+        with quiet():
+            model.save_pretrained(folder)
+            processor.save_pretrained(folder)
+        if onnx:
+            export_onnx(model, processor, folder / "model.onnx")
+
+    with disk_errors(f"--to {to_dir}"):
+        try:
+            write_folder(to_dir, write)
+        except PermissionError as error:
+            raise UserError(f"--to: {to_dir} cannot be written to ({error}); name another folder") from None
+    return sorted(path for path in to_dir.rglob("*") if path.is_file())

@@ -1,0 +1,353 @@
+"""The command line as a user meets it: every mistake is one line and status 2, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import NEW, OLD, tiny_processor, tiny_vit, write_colours
+
+import kswap
+from kswap.cli import main
+
+
+def run(values: dict, folder: Path, *words: str) -> list[str]:
+    path = folder / "swap.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return ["run", str(path), *words]
+
+
+def refused(words: list[str], capsys) -> str:
+    """Run a command that must be refused and return its one line."""
+    assert main(words) == 2
+    said = capsys.readouterr()
+    lines = said.err.strip().splitlines()
+    assert lines[-1].startswith("kswap: error: ")
+    assert all(line.startswith("kswap: ") for line in lines), said.err
+    assert "Traceback" not in said.err + said.out
+    return lines[-1]
+
+
+def only(folder: Path, *names: str) -> Path:
+    folder.mkdir()
+    return write_colours(folder / "images", names, count=6)
+
+
+# --------------------------------------------------------------------------------------- bad input
+def no_folder(v, tmp):
+    v["learn"]["data"] = str(tmp / "none")
+
+
+def empty_folder(v, tmp):
+    (tmp / "empty").mkdir()
+    v["learn"]["data"] = str(tmp / "empty")
+
+
+def no_class_folders(v, tmp):
+    images = only(tmp / "flat", "yellow")
+    (tmp / "only").mkdir()
+    for path in images.rglob("*.png"):
+        shutil.copy(path, tmp / "only" / path.name)
+    v["learn"]["data"] = str(tmp / "only")
+
+
+def unknown_class(v, tmp):
+    v["forget"]["classes"] = ["gren"]
+
+
+def unknown_learn_class(v, tmp):
+    v["learn"]["classes"] = ["yelow"]
+
+
+def learn_class_exists(v, tmp):
+    v["learn"]["data"] = str(only(tmp / "x", "yellow", "green"))
+
+
+def two_roles(v, tmp):
+    v["retain"]["classes"] = ["red", "green"]
+
+
+def same_class_twice(v, tmp):
+    v["forget"]["classes"] = ["red", "red"]
+
+
+def nothing_left(v, tmp):
+    v["retain"]["data"] = str(only(tmp / "x", "red"))
+
+
+def empty_class(v, tmp):
+    images = only(tmp / "x", "yellow")
+    (images / "magenta").mkdir()
+    v["learn"] = {"data": str(images), "classes": ["yellow", "magenta"]}
+
+
+def broken_image(v, tmp):
+    images = only(tmp / "x", "yellow")
+    content = (images / "yellow/000.png").read_bytes()
+    (images / "yellow/001.png").write_bytes(content[:60])
+    v["learn"]["data"] = str(images)
+
+
+def not_an_image(v, tmp):
+    images = only(tmp / "x", "yellow")
+    (images / "yellow/notes.png").write_text("hello")
+    v["learn"]["data"] = str(images)
+
+
+def model_missing(v, tmp):
+    v["model"] = str(tmp / "none")
+
+
+def model_on_no_hub(v, tmp):
+    v["model"] = "nobody/nothing"
+
+
+def copy_base(v, tmp) -> Path:
+    shutil.copytree(v["model"], tmp / "base")
+    v["model"] = str(tmp / "base")
+    return tmp / "base"
+
+
+def model_without_config(v, tmp):
+    (copy_base(v, tmp) / "config.json").unlink()
+
+
+def model_without_weights(v, tmp):
+    (copy_base(v, tmp) / "model.safetensors").unlink()
+
+
+def model_without_processor(v, tmp):
+    (copy_base(v, tmp) / "preprocessor_config.json").unlink()
+
+
+def model_pickled(v, tmp):
+    folder = copy_base(v, tmp)
+    (folder / "model.safetensors").unlink()
+    torch.save(tiny_vit().state_dict(), folder / "pytorch_model.bin")
+
+
+def model_cut(v, tmp):
+    weights = copy_base(v, tmp) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def model_garbage(v, tmp):
+    (copy_base(v, tmp) / "model.safetensors").write_bytes(b"\xff" * 400)
+
+
+def model_of_another_task(v, tmp):
+    from transformers import ViTConfig, ViTForMaskedImageModeling
+
+    config = ViTConfig(image_size=32, patch_size=16, hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
+    ViTForMaskedImageModeling(config).save_pretrained(tmp / "mim")
+    tiny_processor().save_pretrained(tmp / "mim")
+    v["model"] = str(tmp / "mim")
+
+
+def output_is_a_file(v, tmp):
+    (tmp / "run").write_text("")
+
+
+def output_holds_something_else(v, tmp):
+    (tmp / "run").mkdir()
+    (tmp / "run" / "thesis.tex").write_text("")
+
+
+def order_without_learn_data(v, tmp):
+    v.pop("learn")
+
+
+def order_without_forget_data(v, tmp):
+    v.pop("forget")
+
+
+BAD = [
+    (no_folder, "none"),
+    (empty_folder, "empty"),
+    (no_class_folders, "class"),
+    (unknown_class, "'green'"),
+    (unknown_learn_class, "'yellow'"),
+    (learn_class_exists, "'green'"),
+    (two_roles, "'red'"),
+    (same_class_twice, "'red'"),
+    (nothing_left, "retain"),
+    (empty_class, "'magenta'"),
+    (broken_image, "001.png"),
+    (not_an_image, "notes.png"),
+    (model_missing, "none"),
+    (model_on_no_hub, "nobody/nothing"),
+    (model_without_config, "config.json"),
+    (model_without_weights, "safetensors"),
+    (model_without_processor, "preprocessor_config.json"),
+    (model_pickled, "pickled weights only"),
+    (model_cut, "damaged or cut off"),
+    (model_garbage, "damaged or cut off"),
+    (model_of_another_task, "ViTForMaskedImageModeling"),
+    (output_is_a_file, "is a file"),
+    (output_holds_something_else, "thesis.tex"),
+    (order_without_learn_data, "no 'learn:' source"),
+    (order_without_forget_data, "no 'forget:' source"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "named"), BAD, ids=[f.__name__ for f, _ in BAD])
+def test_bad_input_is_one_line_and_leaves_nothing(values, tmp_path, capsys, spoil, named):
+    spoil(values, tmp_path)
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    existed = (tmp_path / "run").exists()
+    assert named in refused(run(values, tmp_path), capsys)
+    assert (tmp_path / "run").exists() is existed
+    assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--order", "LXF"], "LXF"),
+        (["--order="], "order: ''"),
+        (["--adapter.rank", "0"], "adapter.rank: 0"),
+        (["--retain.fraction", "2"], "retain.fraction: 2"),
+        (["--retain.fraction", "0"], "retain.fraction: 0"),
+        (["--stages.learn.terms.learn.weight", "-1"], "weight: -1"),
+        (["--bogus", "1"], "bogus: unknown key"),
+        (["--seed"], "--seed: has no value"),
+        (["--seed", "x"], "seed: 'x'"),
+        (["--training.precision", "fp16", "--training.device", "cpu"], "'fp16' cannot be computed"),
+        (["--training.device", "cuda"], "'cuda' is not there"),
+        (["--training.trackers", "[wandb]"], "'wandb' is not installed"),
+        (["second.yaml"], "second.yaml"),
+    ],
+)
+def test_bad_overrides(values, tmp_path, capsys, words, named):
+    assert named in refused(run(values, tmp_path, *words), capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_images_can_be_skipped_and_are_listed(values, tmp_path, capsys):
+    not_an_image(values, tmp_path)
+    values["data"] = {"on_bad_image": "skip"}
+    assert main(run(values, tmp_path)) == 0
+    assert "notes.png" in capsys.readouterr().err
+    notes = json.loads((tmp_path / "run/results.json").read_text())["notes"]
+    assert any("notes.png" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ([], "COMMAND"),
+        (["frobnicate"], "frobnicate"),
+        (["run"], "config"),
+        (["run", "none.yaml"], "none.yaml: there is no such file"),
+        (["demo", "poetry"], "poetry"),
+        (["evaluate", "none"], "none: is not a run folder"),
+        (["export", "none", "--to", "x"], "none"),
+        (["export", "none"], "--to"),
+        (["predict", "none", "x.png"], "x.png: there is no such file"),
+        (["predict", "none", "x.png", "--top", "0"], "--top: 0"),
+    ],
+)
+def test_bad_commands(tmp_path, monkeypatch, capsys, words, named):
+    monkeypatch.chdir(tmp_path)
+    assert named in refused(words, capsys)
+    assert not list(tmp_path.iterdir())
+
+
+def test_traceback_is_shown_on_request(capsys):
+    assert main(["run", "none.yaml", "--traceback"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_bug_is_status_1_with_a_traceback(monkeypatch, capsys):
+    def bug(*words):
+        raise RuntimeError("oops")
+
+    monkeypatch.setattr("kswap.cli._schema", bug)
+    assert main(["schema"]) == 1
+    assert "RuntimeError: oops" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------- good input
+def test_run_evaluate_predict_export(values, tmp_path, capsys, old_images, new_images):
+    assert main(run(values, tmp_path, "--seed", "3")) == 0
+    said = capsys.readouterr().out
+    assert "learned  magenta, yellow" in said
+    assert "2-forget" in said
+    folder = str(tmp_path / "run")
+    assert json.loads((tmp_path / "run/results.json").read_text())["seed"] == 3
+    assert main(["evaluate", folder]) == 0
+    assert "equal to results.json" in capsys.readouterr().out.splitlines()
+    images = [str(new_images / "yellow/000.png"), str(old_images / "green/000.png")]
+    assert main(["predict", folder, *images, "--top", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[0] for line in lines] == images
+    assert all(line.count("%") == 2 for line in lines)
+    assert main(["export", folder, "--to", str(tmp_path / "out"), "--onnx", "--drop-forgotten"]) == 0
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert list(config["id2label"].values()) == [*OLD[1:], *NEW]
+    assert (tmp_path / "out/model.onnx").exists()
+    assert "exists" in refused(["export", folder, "--to", str(tmp_path / "out")], capsys)
+
+
+def test_onnx_gives_the_runs_logits_and_dropped_rows_are_gone(values, tmp_path, old_images):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    assert main(run(values, tmp_path)) == 0
+    for to, words in (("all", []), ("dropped", ["--drop-forgotten"])):
+        assert main(["export", str(tmp_path / "run"), "--to", str(tmp_path / to), "--onnx", *words]) == 0
+    model, processor = kswap.load(tmp_path / "run")
+    pixels = processor(kswap.data.read_image(old_images / "blue/000.png"), return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**pixels).logits
+    inputs = {"pixel_values": pixels["pixel_values"].numpy()}
+    for to, rows in (("all", range(6)), ("dropped", range(1, 6))):
+        session = onnxruntime.InferenceSession(str(tmp_path / to / "model.onnx"))
+        logits = torch.from_numpy(session.run(None, inputs)[0])
+        assert torch.allclose(logits, expected[:, list(rows)], atol=1e-4)
+
+
+def test_schema_is_json(capsys):
+    assert main(["schema"]) == 0
+    assert json.loads(capsys.readouterr().out)["title"] == "SwapConfig"
+
+
+def test_help_and_import_load_nothing_heavy():
+    code = """
+import sys
+import kswap
+from kswap.cli import main
+try:
+    main(["--help"])
+except SystemExit as stop:
+    assert stop.code == 0
+kswap.__version__
+heavy = {"torch", "transformers", "datasets", "peft", "numpy", "PIL", "pydantic"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "usage: kswap" in done.stdout
+
+
+def test_a_mistake_in_the_config_is_said_before_anything_heavy_is_loaded(tmp_path):
+    code = f"""
+import sys
+from kswap.cli import main
+(open({str(tmp_path / "swap.yaml")!r}, "w")).write("model: m\\norder: LXF")
+assert main(["run", {str(tmp_path / "swap.yaml")!r}]) == 2
+assert not {{"torch", "transformers"}} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not Path("/proc/1").exists(), reason="needs /proc")
+def test_output_that_cannot_be_written(values, tmp_path, capsys):
+    values["output"] = "/proc/kswap/run"
+    assert "cannot be written to" in refused(run(values, tmp_path), capsys)
