@@ -1,9 +1,12 @@
-"""The classification table: presets x orders x seeds on CIFAR-10 with a ViT-S, written to docs/results.md.
+"""The classification table: presets x orders x seeds on CIFAR-10 with a ViT-S, written to
+docs/results.md.
 
     python benchmarks/classification.py [--jobs 2] [--seeds 0 1 2] [--only default-LF] [--table]
 
-Base and data come from scripts/make_benchmark.py (run by `make bench`). Each swap is one `kswap run` in a
-process of its own; its run folder is kept under the cache folder, so that the command goes on where it was
+Base and data come from scripts/make_benchmark.py (run by `make bench`). Each swap is one `kswap
+run` in a
+process of its own; its run folder is kept under the cache folder, so that the command goes on where
+it was
 stopped. `--table` only rewrites the table from the run folders that are there.
 """
 
@@ -26,13 +29,22 @@ ROOT = Path(__file__).parents[1]
 CACHE = Path(os.environ.get("KSWAP_BENCH", Path.home() / ".cache/kswap-data/bench"))
 RESULTS = ROOT / "docs/results.md"
 BEGIN, END = "<!-- begin: classification -->", "<!-- end: classification -->"
-SEEDED = ("default-LF", "paper-LF", "retain-free-LF", "default-FL", "paper-FL", "default-J", "paper-J")
+SEEDED = (
+    "default-LF",
+    "paper-LF",
+    "retain-free-LF",
+    "default-FL",
+    "paper-FL",
+    "default-J",
+    "paper-J",
+)
 ONCE = ("default-LFL", "default-FLF")
 ROLES = ("learn", "forget", "retain")
 
 
 def config(name: str, seed: int) -> dict[str, Any]:
-    """Return the config of one run: the same data for every preset, so that they can be compared."""
+    """Return the config of one run: the same data for every preset, so that they can be
+    compared."""
     preset, order = name.rsplit("-", 1)
     images = {split: str(CACHE / f"cifar10/{split}.parquet") for split in ("train", "test")}
     return {
@@ -57,7 +69,15 @@ def run(name: str, seed: int, threads: int) -> str:
     path = configs / f"{name}-{seed}.yaml"
     path.write_text(yaml.safe_dump(config(name, seed), sort_keys=False))
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    command = [sys.executable, "-m", "kswap", "run", str(path), "--training.score_validation", "true"]
+    command = [
+        sys.executable,
+        "-m",
+        "kswap",
+        "run",
+        str(path),
+        "--training.score_validation",
+        "true",
+    ]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     print(f"{name} seed {seed}: status {done.returncode}", flush=True)
     return "" if done.returncode == 0 else f"{name} seed {seed}: {done.stderr[-2000:]}"
@@ -105,9 +125,13 @@ def write_table(seeds: list[int]) -> None:
 def main() -> int:
     """Run what is missing, then write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--jobs", type=int, default=1, help="runs side by side; the cores are shared out")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="runs side by side; the cores are shared out"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--only", nargs="+", default=[*SEEDED, *ONCE], help="names such as default-LF")
+    parser.add_argument(
+        "--only", nargs="+", default=[*SEEDED, *ONCE], help="names such as default-LF"
+    )
     parser.add_argument("--table", action="store_true", help="only write the table")
     arguments = parser.parse_args()
     failures: list[str] = []

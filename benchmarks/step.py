@@ -2,8 +2,10 @@
 
     python benchmarks/step.py [--model FOLDER] [--size 70] [--batch 64] [--repeats 11]
 
-One process, both sides in turn on the same images; the median of the ratios is printed with images per second
-and peak memory. Without --model a DINOv2-S architecture with random weights is timed: speed does not depend
+One process, both sides in turn on the same images; the median of the ratios is printed with images
+per second
+and peak memory. Without --model a DINOv2-S architecture with random weights is timed: speed does
+not depend
 on the weights.
 """
 
@@ -34,12 +36,20 @@ NUM_OLD = 7
 
 def bare_model(path: str | None, size: int) -> torch.nn.Module:
     """Return the base classifier."""
-    from transformers import AutoModelForImageClassification, Dinov2Config, Dinov2ForImageClassification
+    from transformers import (
+        AutoModelForImageClassification,
+        Dinov2Config,
+        Dinov2ForImageClassification,
+    )
 
     if path:
         return AutoModelForImageClassification.from_pretrained(path).eval()
     config = Dinov2Config(
-        hidden_size=384, num_hidden_layers=12, num_attention_heads=6, image_size=size, num_labels=NUM_OLD
+        hidden_size=384,
+        num_hidden_layers=12,
+        num_attention_heads=6,
+        image_size=size,
+        num_labels=NUM_OLD,
     )
     return Dinov2ForImageClassification(config).eval()
 
@@ -70,7 +80,11 @@ def main() -> int:
         pixels = noise.integers(0, 256, (count, options.size, options.size, 3), dtype=np.uint8)
         return ImageSet(pixels, np.full(count, class_id))
 
-    sets = {"learn": images(NUM_OLD, share), "retain": images(1, 2 * share), "forget": images(0, share)}
+    sets = {
+        "learn": images(NUM_OLD, share),
+        "retain": images(1, 2 * share),
+        "forget": images(0, share),
+    }
     base_logits = {role: torch.randn(len(s), NUM_OLD) for role, s in sets.items()}
     accelerator = make_accelerator(config.training, Path())
 
@@ -83,7 +97,12 @@ def main() -> int:
     import copy
 
     bare = copy.deepcopy(model)
-    head.extend_head(model, {i: str(i) for i in range(NUM_OLD + 3)} | dict(model.config.id2label), init="random", seed=0)
+    head.extend_head(
+        model,
+        {i: str(i) for i in range(NUM_OLD + 3)} | dict(model.config.id2label),
+        init="random",
+        seed=0,
+    )
     swapped = adapter.attach(model, blocks, config.adapter, head_names=heads, seed=0)
     head.freeze_old_rows(swapped, heads, NUM_OLD)
     named = [(n, p) for n, p in swapped.named_parameters() if p.requires_grad]
@@ -95,7 +114,9 @@ def main() -> int:
         pixels=pixels,
         augment=None,
         groups=list(adapter.adapter_groups(swapped, blocks).values()),
-        moved=Trainables([p for p in named if "lora_" in p[0]], [p for p in named if "lora_" not in p[0]]),
+        moved=Trainables(
+            [p for p in named if "lora_" in p[0]], [p for p in named if "lora_" not in p[0]]
+        ),
         forgotten=forgotten,
         forgotten_before=~forgotten & forgotten,
         training=config.training,
@@ -127,7 +148,9 @@ def main() -> int:
     pairs = [(seconds(step), seconds(two_forwards)) for _ in range(options.repeats)]
     ratios = sorted(a / b for a, b in pairs)
     step_s = statistics.median(a for a, _ in pairs)
-    print("| model | size | batch | threads | step / two forwards: median (min–max) | images/s | peak memory |")
+    print(
+        "| model | size | batch | threads | step / two forwards: median (min–max) | images/s | peak memory |"
+    )
     print("|---|---:|---:|---:|---:|---:|---:|")
     print(
         f"| {type(bare).__name__} | {options.size} | {len(x)} | {torch.get_num_threads()} "

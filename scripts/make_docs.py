@@ -26,7 +26,11 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 def type_name(annotation: Any) -> str:
     """Return a short name of a field's type."""
-    text = str(annotation) if typing.get_origin(annotation) else getattr(annotation, "__name__", str(annotation))
+    text = (
+        str(annotation)
+        if typing.get_origin(annotation)
+        else getattr(annotation, "__name__", str(annotation))
+    )
     for noise in ("typing.", "kswap.config.", "pathlib.", "<class '", "'>"):
         text = text.replace(noise, "")
     return text.replace("NoneType", "None").replace("|", "\\|")
@@ -48,7 +52,11 @@ def issubclass_of_model(annotation: Any) -> bool:
 
 def config_page() -> str:
     """Return docs/config.md."""
-    models = [m for m in vars(config).values() if issubclass_of_model(m) and not m.__name__.startswith("_")]
+    models = [
+        m
+        for m in vars(config).values()
+        if issubclass_of_model(m) and not m.__name__.startswith("_")
+    ]
     models = [m for m in models if m.__module__ == "kswap.config"]
     models.sort(key=lambda m: m is not config.SwapConfig)
     parts = [
@@ -62,7 +70,9 @@ def config_page() -> str:
             if field.description is None:
                 raise SystemExit(f"{model.__name__}.{name} has no description")
             meaning = " ".join(field.description.split()).replace("|", "\\|")
-            parts.append(f"| `{name}` | {type_name(field.annotation)} | {default(field)} | {meaning} |")
+            parts.append(
+                f"| `{name}` | {type_name(field.annotation)} | {default(field)} | {meaning} |"
+            )
         parts.append("")
     parts.append("## Presets\n\nValues with source and reason: `src/kswap/presets.py`.\n")
     for name, values in presets.PRESETS.items():
@@ -81,17 +91,23 @@ class Plain(yaml.SafeDumper):
 
 def reference_page() -> str:
     """Return docs/reference.md."""
-    parts = ["# Reference\n\nMade by `make docs` from the docstrings of what `import kswap` offers.\n"]
+    parts = [
+        "# Reference\n\nMade by `make docs` from the docstrings of what `import kswap` offers.\n"
+    ]
     for name in sorted(set(kswap.__all__) - {"__version__"}):
         value = getattr(kswap, name)
         head = f"class {name}" if inspect.isclass(value) else f"{name}{inspect.signature(value)}"
-        parts.append(f"## kswap.{name}\n\n```python\n{head.replace(chr(39), '')}\n```\n\n```text\n{inspect.getdoc(value)}\n```\n")
+        parts.append(
+            f"## kswap.{name}\n\n```python\n{head.replace(chr(39), '')}\n```\n\n```text\n{inspect.getdoc(value)}\n```\n"
+        )
         if inspect.isclass(value):
             for member, function in vars(value).items():
                 if member.startswith("_") or not inspect.getdoc(function):
                     continue
                 if isinstance(function, classmethod | property) or inspect.isfunction(function):
-                    parts.append(f"### {name}.{member}\n\n```text\n{inspect.getdoc(function)}\n```\n")
+                    parts.append(
+                        f"### {name}.{member}\n\n```text\n{inspect.getdoc(function)}\n```\n"
+                    )
     return "\n".join(parts)
 
 

@@ -3,9 +3,9 @@
 What: AdamW with warm-up and cosine decay, horizontal flip and random shift, on images that the
 model's own image processor prepared (32 px resized to 70 px). The train images are the first ones
 of each class, the validation images the last ones of CIFAR-10's training split, the test images the
-first ones of its test split; the last epoch is kept, whatever validation says, and nothing was
-chosen on test. Why: the pretrained models of the demo and the benchmarks must be made by one
-command from data that installs from package registries.
+first ones of its test split; the last epoch is kept, whatever validation or test say. Why:
+the pretrained models of the demo and the benchmarks must be made by one command from data that
+installs from package registries.
 
     python scripts/train_classifier.py --classes cat dog --num-images 1000 --out-dir /tmp/model
 """

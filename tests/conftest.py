@@ -1,4 +1,5 @@
-"""Tiny things all tests share: a base model on disk, folders of pictures, a config that swaps in seconds."""
+"""Tiny things all tests share: a base model on disk, folders of pictures, a config that swaps in
+seconds."""
 
 from __future__ import annotations
 

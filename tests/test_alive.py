@@ -1,4 +1,5 @@
-"""Killed, stopped, run twice at once, out of disk, out of numbers: nothing is lost and nothing is half-written."""
+"""Killed, stopped, run twice at once, out of disk, out of numbers: nothing is lost and nothing is
+half-written."""
 
 from __future__ import annotations
 
@@ -53,7 +54,9 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_a_run_that_dies_at_any_step_ends_bit_equal(values, undisturbed, tmp_path, monkeypatch, dropout):
+def test_a_run_that_dies_at_any_step_ends_bit_equal(
+    values, undisturbed, tmp_path, monkeypatch, dropout
+):
     if dropout:  # what is random in a step must be random in the same way after resuming
         values["adapter"] = {"dropout": dropout}
         values["data"] = {"augment": "flip"}
@@ -71,7 +74,14 @@ def test_a_run_that_dies_at_any_step_ends_bit_equal(values, undisturbed, tmp_pat
             raise Killed
 
     monkeypatch.setattr(EventLog, "add", dying)
-    for lives in (1, 3, 4, 2, 5, 3):  # steps each attempt gets; it goes on from a checkpoint every 2 steps
+    for lives in (
+        1,
+        3,
+        4,
+        2,
+        5,
+        3,
+    ):  # steps each attempt gets; it goes on from a checkpoint every 2 steps
         calls["left"] = lives
         try:
             kswap.swap(SwapConfig.from_mapping(values))
@@ -83,8 +93,12 @@ def test_a_run_that_dies_at_any_step_ends_bit_equal(values, undisturbed, tmp_pat
     assert outcome(tmp_path / "killed") == undisturbed
 
 
-@pytest.mark.parametrize("where", ["artefact.save_adapter", "artefact.save_merged", "write_card", "write_results"])
-def test_a_run_that_dies_while_saving_ends_bit_equal(values, undisturbed, tmp_path, monkeypatch, where):
+@pytest.mark.parametrize(
+    "where", ["artefact.save_adapter", "artefact.save_merged", "write_card", "write_results"]
+)
+def test_a_run_that_dies_while_saving_ends_bit_equal(
+    values, undisturbed, tmp_path, monkeypatch, where
+):
     values["output"] = str(tmp_path / "killed")
 
     def die(*args, **kwargs):
@@ -115,7 +129,9 @@ def test_sigterm_saves_and_leaves_with_143(values, undisturbed, tmp_path):
     values["output"] = str(tmp_path / "stopped")
     words = command(values, tmp_path)
     events = tmp_path / "stopped/events.jsonl"
-    with subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+    with subprocess.Popen(
+        words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    ) as process:
         wait_for(lambda: events.exists() and events.stat().st_size > 0, process)
         process.terminate()
         said = process.communicate(timeout=60)[1]
@@ -137,7 +153,10 @@ def wait_for(condition, process, limit_s: float = 120) -> None:
 
 def test_two_runs_into_one_folder_the_second_is_refused(values):
     config = SwapConfig.from_mapping(values)
-    with open_run(Path(values["output"])), pytest.raises(UserError, match="is in use by another run"):
+    with (
+        open_run(Path(values["output"])),
+        pytest.raises(UserError, match="is in use by another run"),
+    ):
         kswap.swap(config)
     assert not Path(values["output"]).exists()
     kswap.swap(config)  # the lock is gone with its owner
@@ -146,7 +165,9 @@ def test_two_runs_into_one_folder_the_second_is_refused(values):
 def test_a_changed_config_is_refused_and_the_field_named(values):
     kswap.swap(SwapConfig.from_mapping(values))
     values["stages"]["learn"]["epochs"] = 2
-    with pytest.raises(UserError, match=r"another config: stages\.learn\.epochs was 5\.0, now 2\.0"):
+    with pytest.raises(
+        UserError, match=r"another config: stages\.learn\.epochs was 5\.0, now 2\.0"
+    ):
         kswap.swap(SwapConfig.from_mapping(values))
 
 
@@ -165,7 +186,9 @@ def test_changed_images_are_refused(values, undisturbed, tmp_path, old_images, m
         kswap.swap(SwapConfig.from_mapping(values))
 
 
-def test_a_full_disk_is_one_line_and_the_checkpoint_is_intact(values, undisturbed, tmp_path, monkeypatch):
+def test_a_full_disk_is_one_line_and_the_checkpoint_is_intact(
+    values, undisturbed, tmp_path, monkeypatch
+):
     values["output"] = str(tmp_path / "full")
     fsync, left = os.fsync, {"calls": 8}
 
@@ -186,7 +209,9 @@ def test_a_full_disk_is_one_line_and_the_checkpoint_is_intact(values, undisturbe
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(values):
     values["stages"]["forget"]["optimiser"] = {"lr": 1e30}
-    with pytest.raises(NonFiniteLossError, match=r"stage 2-forget, step \d+: term '\w+' is (nan|inf)"):
+    with pytest.raises(
+        NonFiniteLossError, match=r"stage 2-forget, step \d+: term '\w+' is (nan|inf)"
+    ):
         kswap.swap(SwapConfig.from_mapping(values))
     from kswap.training.checkpoint import load_checkpoint
 

@@ -14,7 +14,9 @@ from kswap.training.checkpoint import Position, load_checkpoint, save_checkpoint
 
 
 def save(folder, step, value):
-    return save_checkpoint(folder, {"x": torch.full((2,), float(value))}, Position(stage=1, step=step))
+    return save_checkpoint(
+        folder, {"x": torch.full((2,), float(value))}, Position(stage=1, step=step)
+    )
 
 
 def test_the_newest_is_loaded_and_two_are_kept(tmp_path):
@@ -68,7 +70,10 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_no_rubbish(tmp_path, monkeyp
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(DiskFullError, match="the disk is full; free some space"), disk_errors("here"):
+    with (
+        pytest.raises(DiskFullError, match="the disk is full; free some space"),
+        disk_errors("here"),
+    ):
         save(tmp_path, 2, 2)
     assert load_checkpoint(tmp_path)[1].step == 1
     assert [p.name for p in tmp_path.iterdir()] == ["01-00000001"]

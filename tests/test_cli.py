@@ -1,4 +1,5 @@
-"""The command line as a user meets it: every mistake is one line and status 2, and leaves nothing behind."""
+"""The command line as a user meets it: every mistake is one line and status 2, and leaves nothing
+behind."""
 
 from __future__ import annotations
 
@@ -145,7 +146,9 @@ def model_garbage(v, tmp):
 def model_of_another_task(v, tmp):
     from transformers import ViTConfig, ViTForMaskedImageModeling
 
-    config = ViTConfig(image_size=32, patch_size=16, hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
+    config = ViTConfig(
+        image_size=32, patch_size=16, hidden_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
     ViTForMaskedImageModeling(config).save_pretrained(tmp / "mim")
     tiny_processor().save_pretrained(tmp / "mim")
     v["model"] = str(tmp / "mim")
@@ -289,7 +292,9 @@ def test_run_evaluate_predict_export(values, tmp_path, capsys, old_images, new_i
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(": ")[0] for line in lines] == images
     assert all(line.count("%") == 2 for line in lines)
-    assert main(["export", folder, "--to", str(tmp_path / "out"), "--onnx", "--drop-forgotten"]) == 0
+    assert (
+        main(["export", folder, "--to", str(tmp_path / "out"), "--onnx", "--drop-forgotten"]) == 0
+    )
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert list(config["id2label"].values()) == [*OLD[1:], *NEW]
     assert (tmp_path / "out/model.onnx").exists()
@@ -300,7 +305,10 @@ def test_onnx_gives_the_runs_logits_and_dropped_rows_are_gone(values, tmp_path, 
     onnxruntime = pytest.importorskip("onnxruntime")
     assert main(run(values, tmp_path)) == 0
     for to, words in (("all", []), ("dropped", ["--drop-forgotten"])):
-        assert main(["export", str(tmp_path / "run"), "--to", str(tmp_path / to), "--onnx", *words]) == 0
+        assert (
+            main(["export", str(tmp_path / "run"), "--to", str(tmp_path / to), "--onnx", *words])
+            == 0
+        )
     model, processor = kswap.load(tmp_path / "run")
     pixels = processor(kswap.data.read_image(old_images / "blue/000.png"), return_tensors="pt")
     with torch.no_grad():

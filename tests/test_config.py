@@ -59,7 +59,9 @@ def test_paper_is_the_reference_setting():
 
 
 def test_a_presets_source_values_need_the_source():
-    config = SwapConfig.from_mapping({"model": "m", "order": "L", "learn": {"data": "a"}, "preset": "paper"})
+    config = SwapConfig.from_mapping(
+        {"model": "m", "order": "L", "learn": {"data": "a"}, "preset": "paper"}
+    )
     assert config.retain is None
 
 
@@ -73,7 +75,10 @@ def test_config_is_frozen():
     ("change", "message"),
     [
         ({"ordr": "LF"}, "ordr: unknown key; closest: 'order'"),
-        ({"stages": {"learn": {"optimizer": {}}}}, "stages.learn.optimizer: unknown key; closest: 'optimiser'"),
+        (
+            {"stages": {"learn": {"optimizer": {}}}},
+            "stages.learn.optimizer: unknown key; closest: 'optimiser'",
+        ),
         ({"learn": {"dat": "x"}}, "learn.dat: unknown key; closest: 'data'"),
         ({"order": "LXF"}, "order: 'LXF' is not allowed: an order is one or more of L"),
         ({"order": ""}, "order: '' is not allowed: an order is one or more of L"),
@@ -84,14 +89,29 @@ def test_config_is_frozen():
         ({"adapter": {"scale": 0}}, "adapter.scale: 0 is not allowed"),
         ({"retain": {"data": "b", "fraction": 0}}, "retain.fraction: 0 is not allowed"),
         ({"retain": {"data": "b", "fraction": 2}}, "retain.fraction: 2 is not allowed"),
-        ({"stages": {"learn": {"terms": {"learn": {"weight": -1}}}}}, "stages.learn.terms.learn.weight: -1"),
-        ({"stages": {"learn": {"optimiser": {"lr": float("nan")}}}}, "stages.learn.optimiser.lr: nan"),
-        ({"stages": {"learn": {"optimiser": {"lr": float("inf")}}}}, "stages.learn.optimiser.lr: inf"),
-        ({"stages": {"learn": {"terms": {"new": {"roles": ["learn"]}}}}}, "stages.learn.terms.new.objective: is missing"),
+        (
+            {"stages": {"learn": {"terms": {"learn": {"weight": -1}}}}},
+            "stages.learn.terms.learn.weight: -1",
+        ),
+        (
+            {"stages": {"learn": {"optimiser": {"lr": float("nan")}}}},
+            "stages.learn.optimiser.lr: nan",
+        ),
+        (
+            {"stages": {"learn": {"optimiser": {"lr": float("inf")}}}},
+            "stages.learn.optimiser.lr: inf",
+        ),
+        (
+            {"stages": {"learn": {"terms": {"new": {"roles": ["learn"]}}}}},
+            "stages.learn.terms.new.objective: is missing",
+        ),
         ({"data": {"test_fraction": 1}}, "data.test_fraction: 1 is not allowed"),
         ({"learn": None}, "order 'LF' has a stage that learns, but there is no 'learn:' source"),
         ({"forget": None}, "order 'LF' has a stage that forgets, but there is no 'forget:' source"),
-        ({"preset": "best"}, "preset: 'best' is not a preset; take one of default, paper, retain-free"),
+        (
+            {"preset": "best"},
+            "preset: 'best' is not a preset; take one of default, paper, retain-free",
+        ),
         ({"preset": ["default"]}, "preset: ['default'] is not a preset"),
         ({"learn": "data/birds"}, "learn: 'data/birds' is not allowed"),
         ({"stages": 3}, "stages: 3 is not allowed"),
@@ -181,7 +201,10 @@ def test_schema_documents_every_field():
     assert schema["additionalProperties"] is False
     for name, definition in [("SwapConfig", schema), *schema["$defs"].items()]:
         for field, value in definition.get("properties", {}).items():
-            described = value.get("description") or schema["$defs"][value["$ref"].split("/")[-1]]["description"]
+            described = (
+                value.get("description")
+                or schema["$defs"][value["$ref"].split("/")[-1]]["description"]
+            )
             assert described, f"{name}.{field} has no description"
 
 

@@ -34,7 +34,8 @@ def test_cross_entropy_is_that_of_torch_per_unit(logits):
 
 
 def test_batch_bound_holds_for_the_mean_and_sample_bound_for_each_unit():
-    # Unit 0 has a loss of about 20 nats, unit 1 of about 0: the mean is above the bound of 5, unit 1 is not.
+    # Unit 0 has a loss of about 20 nats, unit 1 of about 0: the mean is above the bound of 5, unit
+    # 1 is not.
     logits = torch.tensor([[0.0, 20.0], [0.0, 20.0]], requires_grad=True)
     ids = torch.tensor([0, 1])
     batch = bounded_ce_batch(logits, ids, bound=5.0)

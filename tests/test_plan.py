@@ -8,7 +8,11 @@ from kswap.config import SwapConfig
 from kswap.errors import UserError
 from kswap.plan import plan
 
-SOURCES = {"learn": {"data": "a"}, "forget": {"data": "b", "classes": ["x"]}, "retain": {"data": "b"}}
+SOURCES = {
+    "learn": {"data": "a"},
+    "forget": {"data": "b", "classes": ["x"]},
+    "retain": {"data": "b"},
+}
 
 
 def config(order: str, **more):

@@ -81,7 +81,15 @@ def test_micro_batches_partition_the_batch_and_share_its_roles():
         ({"epochs": 2.0, "min_steps": 40}, 40),
         ({"epochs": 9.0, "min_steps": 1, "max_steps": 4}, 4),
         ({"epochs": 2.0, "min_steps": 1, "anchor": "retain"}, 2),
-        ({"epochs": 2.0, "min_steps": 1, "anchor": "retain", "streams": {"retain": {"batch_size": 4}}}, 10),
+        (
+            {
+                "epochs": 2.0,
+                "min_steps": 1,
+                "anchor": "retain",
+                "streams": {"retain": {"batch_size": 4}},
+            },
+            10,
+        ),
     ],
 )
 def test_length_of_a_stage(settings, steps):

@@ -58,7 +58,11 @@ def test_it_leaves_what_the_design_says(finished):
     results = json.loads((finished.run_dir / "results.json").read_text())
     assert results == finished.results
     assert results["kswap_version"] == kswap.__version__
-    assert (results["task"], results["score_name"], results["seed"]) == ("classification", "top1", 0)
+    assert (results["task"], results["score_name"], results["seed"]) == (
+        "classification",
+        "top1",
+        0,
+    )
     assert results["classes"] == {
         "learn": list(NEW), "forget": ["red"], "retain": ["green", "blue", "cyan"]
     }  # fmt: skip
@@ -162,8 +166,12 @@ def test_model_and_data_sets_in_memory(values, old_images, new_images, tmp_path)
     datasets = pytest.importorskip("datasets")
     model = tiny_vit()
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    old = datasets.load_dataset("imagefolder", data_dir=str(old_images), split="train", cache_dir=str(tmp_path))
-    new = datasets.load_dataset("imagefolder", data_dir=str(new_images), split="train", cache_dir=str(tmp_path))
+    old = datasets.load_dataset(
+        "imagefolder", data_dir=str(old_images), split="train", cache_dir=str(tmp_path)
+    )
+    new = datasets.load_dataset(
+        "imagefolder", data_dir=str(new_images), split="train", cache_dir=str(tmp_path)
+    )
     for role in ("learn", "forget", "retain"):
         values[role].pop("data")
     result = kswap.swap(
@@ -196,7 +204,9 @@ def test_without_retain_images(values):
 def test_the_model_card_escapes_names(values, new_images, tmp_path):
     folder = tmp_path / "odd"
     folder.mkdir()
-    for source, name in zip(NEW, ["<script>alert(1)</script>".replace("/", "\u2215"), "a|b `c`"], strict=True):
+    for source, name in zip(
+        NEW, ["<script>alert(1)</script>".replace("/", "\u2215"), "a|b `c`"], strict=True
+    ):
         (folder / name).symlink_to(new_images / source, target_is_directory=True)
     values["learn"]["data"] = str(folder)
     kswap.swap(SwapConfig.from_mapping(values))
@@ -210,6 +220,8 @@ def test_precision_that_cannot_be_had_is_refused(values, monkeypatch):
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     for precision in ("bf16", "fp16"):
         values["training"]["precision"] = precision
-        with pytest.raises(UserError, match=f"{precision}' cannot be computed on this cpu; take fp32"):
+        with pytest.raises(
+            UserError, match=f"{precision}' cannot be computed on this cpu; take fp32"
+        ):
             kswap.swap(SwapConfig.from_mapping(values))
     assert not Path(values["output"]).exists()

@@ -1,6 +1,7 @@
 """kswap: a pretrained vision model learns new classes, forgets named ones and retains the rest.
 
-The names below are loaded when they are first used: `import kswap` imports neither torch nor transformers.
+The names below are loaded when they are first used: `import kswap` imports neither torch nor
+transformers.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The command line: parse, call the library, print. Nothing heavy is imported before it is needed.
 
-Exit status: 0; 2 for a user's mistake, with one line that says the value, the rule and the fix; 1 for a bug,
+Exit status: 0; 2 for a user's mistake, with one line that says the value, the rule and the fix; 1
+for a bug,
 with a traceback; 143 after SIGTERM, 130 after Ctrl-C.
 """
 
@@ -83,10 +84,14 @@ def _dispatch(words: list[str]) -> int:
     evaluate.add_argument("run", type=Path, help="folder of a finished run")
     export = command("export", "write the swapped model for deployment")
     export.add_argument("run", type=Path, help="folder of a finished run")
-    export.add_argument("--to", type=Path, required=True, help="folder to write; must not exist yet")
+    export.add_argument(
+        "--to", type=Path, required=True, help="folder to write; must not exist yet"
+    )
     export.add_argument("--onnx", action="store_true", help="also write model.onnx")
     export.add_argument(
-        "--drop-forgotten", action="store_true", help="remove the forgotten classes' rows from the head"
+        "--drop-forgotten",
+        action="store_true",
+        help="remove the forgotten classes' rows from the head",
     )
     predict = command("predict", "classify images with the swapped model")
     predict.add_argument("run", type=Path, help="folder of a finished run, or of an exported model")
@@ -109,10 +114,11 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
-    """Take `--key value` and `--key=value` out of a run or demo command; every override has a value."""
+    """Take `--key value` and `--key=value` out of a run or demo command; every override has a
+    value."""
     if not words or words[0] not in ("run", "demo"):
         return words, []
-    plain, overrides = [words[0]], []
+    plain, overrides = [words[0]], list[str]()
     rest = iter(words[1:])
     for word in rest:
         if not word.startswith("--") or word in ("--help", "--"):
@@ -152,7 +158,9 @@ def _swap(config: kswap.SwapConfig) -> None:
         _print(f"{verb:9}{', '.join(classes[role]) or '–'}")
     show(result.results)
     seconds, run_dir = result.results["seconds"]["total"], result.run_dir
-    _print(f"{seconds:.0f} s; the model is in {run_dir / 'model'}, all numbers in {run_dir / 'results.json'},")
+    _print(
+        f"{seconds:.0f} s; the model is in {run_dir / 'model'}, all numbers in {run_dir / 'results.json'},"
+    )
     _print(f"the model card in {run_dir / 'README.md'}; try: kswap predict {run_dir} IMAGE")
 
 

@@ -1,7 +1,9 @@
 """The configuration of a run: one frozen, typed value.
 
-A YAML file (or a mapping) is merged over a preset (`presets.py`), then command-line overrides are merged
-over both, then everything is validated here. Unknown keys are errors. `kswap schema` prints the JSON
+A YAML file (or a mapping) is merged over a preset (`presets.py`), then command-line overrides are
+merged
+over both, then everything is validated here. Unknown keys are errors. `kswap schema` prints the
+JSON
 Schema of `SwapConfig`.
 """
 
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -35,7 +38,9 @@ def _as_tuple(value: object) -> object:
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class SplitPaths(_Frozen):
@@ -53,16 +58,20 @@ class SourceConfig(_Frozen):
     """Where the images of one role come from, and which of them are used."""
 
     data: str | SplitPaths = ""
-    """An image folder (one folder a class, or train/validation/test folders of such), a local parquet, arrow,
-    JSONL or CSV file with an image column, a Hugging Face dataset id, or `{train: ..., test: ...}`. May be
+    """An image folder (one folder a class, or train/validation/test folders of such), a local
+    parquet, arrow,
+    JSONL or CSV file with an image column, a Hugging Face dataset id, or `{train: ..., test: ...}`.
+    May be
     empty only where the data set is passed in memory to `kswap.swap`."""
     classes: Annotated[tuple[str, ...] | None, BeforeValidator(_as_tuple)] = None
-    """Class names that take this role. None: for learn and forget every class of the source, for retain the
+    """Class names that take this role. None: for learn and forget every class of the source, for
+    retain the
     other classes of the model."""
     rename: dict[str, str] = Field(default_factory=dict)
     """Class name in the source -> class name of the model, where they are spelt differently."""
     fraction: Share = 1.0
-    """Share of the training images that is used, stratified per class (at least one). Test images are never
+    """Share of the training images that is used, stratified per class (at least one). Test images
+    are never
     thinned out."""
     image_column: str | None = None
     """Column with the image (bytes, path, or both); found by itself when left out."""
@@ -78,11 +87,13 @@ class DataConfig(_Frozen):
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of a source's images cut for the test where the source has no test split."""
     on_bad_image: Literal["error", "skip"] = "error"
-    """What to do with a file that cannot be decoded: stop and name it, or skip, count and list it."""
+    """What to do with a file that cannot be decoded: stop and name it, or skip, count and list
+    it."""
     memory_limit_bytes: Annotated[int, Field(ge=0)] = 4 * 1024**3
     """Decoded images are kept in memory up to this many bytes, in a memory-mapped file beyond."""
     augment: Literal["none", "flip", "flip-crop"] = "none"
-    """Augmentation of training batches, on tensors (kornia). The base model's outputs that supervise
+    """Augmentation of training batches, on tensors (kornia). The base model's outputs that
+    supervise
     distillation are those of the image without augmentation."""
 
 
@@ -101,7 +112,8 @@ class HeadConfig(_Frozen):
     """The rows that learned classes add to the head."""
 
     init: Literal["class-mean", "random"] = "class-mean"
-    """Start of a new row: the centred mean feature of its training images, scaled to the old rows, or
+    """Start of a new row: the centred mean feature of its training images, scaled to the old rows,
+    or
     Xavier-uniform (the paper)."""
     train: Literal["new", "all", "none"] = "new"
     """Rows that train: the new ones, all, or none (the paper freezes the head)."""
@@ -111,13 +123,15 @@ class StreamConfig(_Frozen):
     """A loader: images of one or more roles, shuffled together."""
 
     roles: Annotated[tuple[Role, ...], BeforeValidator(_as_tuple)]
-    """Roles whose images the stream draws. Roles that this stage does not know (yet) are left out."""
+    """Roles whose images the stream draws. Roles that this stage does not know (yet) are left
+    out."""
     batch_size: Annotated[int, Field(ge=1)]
     """Images the stream contributes to each batch; a smaller stream contributes all it has."""
 
 
 class TermConfig(_Frozen):
-    """One weighted summand of the loss, over the units of a batch whose class has one of `roles`."""
+    """One weighted summand of the loss, over the units of a batch whose class has one of
+    `roles`."""
 
     roles: Annotated[tuple[Role, ...], BeforeValidator(_as_tuple)]
     """Roles of the units the term is the mean over."""
@@ -144,10 +158,12 @@ class SparsityConfig(_Frozen):
     weight: NonNegative = 0.0
     """Factor alpha of the sum of group norms; 0 leaves it out."""
     method: Literal["proximal", "subgradient"] = "proximal"
-    """A proximal step after each optimiser step (groups become exactly zero), or the norm in the loss with an
+    """A proximal step after each optimiser step (groups become exactly zero), or the norm in the
+    loss with an
     epsilon (the paper)."""
     epsilon: Positive = 1e-8
-    """Added under the square root of the sub-gradient form, whose gradient is NaN at a zero group."""
+    """Added under the square root of the sub-gradient form, whose gradient is NaN at a zero
+    group."""
 
 
 class OptimiserConfig(_Frozen):
@@ -162,7 +178,8 @@ class OptimiserConfig(_Frozen):
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the steps in which the rate rises linearly from 0."""
     weight_decay: NonNegative = 0.0
-    """Decoupled weight decay of the adapter. Rows of the head have none, so that frozen rows stay bit-equal."""
+    """Decoupled weight decay of the adapter. Rows of the head have none, so that frozen rows stay
+    bit-equal."""
     clip_norm: Positive | None = None
     """Maximum norm of the gradient; None: no clipping."""
 
@@ -289,11 +306,11 @@ class SwapConfig(_Frozen):
             user["output"] = str(user["output"])
         preset = user.get("preset", "default")
         if not isinstance(preset, str) or preset not in PRESETS:
-            raise UserError(
-                f"preset: {preset!r} is not a preset; take one of {', '.join(PRESETS)}"
-            )
+            raise UserError(f"preset: {preset!r} is not a preset; take one of {', '.join(PRESETS)}")
         values_of_preset = copy.deepcopy(PRESETS[preset])
-        for role in ROLES:  # what a preset says of a source holds only where the user has that source
+        for (
+            role
+        ) in ROLES:  # what a preset says of a source holds only where the user has that source
             if not isinstance(user.get(role), Mapping):
                 values_of_preset.pop(role, None)
         try:
@@ -302,7 +319,8 @@ class SwapConfig(_Frozen):
             raise UserError(describe(error)) from None
 
     def to_mapping(self) -> dict[str, Any]:
-        """Plain values (str, int, float, list, dict) that `from_mapping` reads back to an equal config."""
+        """Plain values (str, int, float, list, dict) that `from_mapping` reads back to an equal
+        config."""
         plain: dict[str, Any] = json.loads(self.model_dump_json())
         return plain
 
@@ -321,26 +339,31 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); name a YAML text file") from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise UserError(f"{path}: not valid YAML ({_one_line(str(error))}); mend the file") from None
+        raise UserError(
+            f"{path}: not valid YAML ({_one_line(str(error))}); mend the file"
+        ) from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: a config is a mapping of keys to values; see `kswap schema`")
     return values
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people write it: 1e-3 is a number (YAML 1.1 wants 1.0e-3); a key given twice is an error."""
+    """YAML as people write it: 1e-3 is a number (YAML 1.1 wants 1.0e-3); a key given twice is an
+    error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         twice = {str(key) for key in keys if keys.count(key) > 1}
         if twice:
-            raise yaml.YAMLError(f"key {sorted(twice)[0]!r} stands twice in line {node.start_mark.line + 1}")
+            raise yaml.YAMLError(
+                f"key {sorted(twice)[0]!r} stands twice in line {node.start_mark.line + 1}"
+            )
         return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    __import__("re").compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
     list("-+0123456789."),
 )
 
@@ -385,13 +408,16 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
         for part in path:
             here = here.setdefault(part, {})
             if not isinstance(here, dict):
-                raise UserError(f"{word}: {part!r} has a value of its own already; give one or the other")
+                raise UserError(
+                    f"{word}: {part!r} has a value of its own already; give one or the other"
+                )
         here[last] = parsed
     return overrides
 
 
 def describe(error: ValidationError) -> str:
-    """One line for the first problem of a validation error: the key, the value, the rule, the fix."""
+    """One line for the first problem of a validation error: the key, the value, the rule, the
+    fix."""
     problem = error.errors()[0]
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     where = ".".join(str(part) for part in problem["loc"] if part not in ("SplitPaths", "str"))

@@ -12,7 +12,8 @@ import kswap
 
 
 def describe_environment(*, model_commit: str | None) -> dict[str, Any]:
-    """Return versions of what computes, the commit of kswap (from a checkout) and of the model (from the hub)."""
+    """Return versions of what computes, the commit of kswap (from a checkout) and of the model
+    (from the hub)."""
     packages = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy", "pillow")
     return {
         "kswap": kswap.__version__,
@@ -24,13 +25,17 @@ def describe_environment(*, model_commit: str | None) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """Return the commit of the checkout this package lies in; None where it is installed elsewhere."""
+    """Return the commit of the checkout this package lies in; None where it is installed
+    elsewhere."""
     here = Path(__file__).resolve().parent
     if here.parent.name != "src":
         return None
     try:
         asked = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+            ["git", "-C", str(here), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            check=True,
         )
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -1,7 +1,8 @@
 """What goes wrong, in the user's words.
 
 A `UserError` is a mistake that the user can mend: its message is one line that names the value, the
-rule and the fix. The command line prints it and leaves with status 2; every other exception is a bug.
+rule and the fix. The command line prints it and leaves with status 2; every other exception is a
+bug.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class Terminated(SystemExit):
 
 
 def closest(name: str, known: Iterable[str], *, limit: int = 3) -> str:
-    """Return the known names nearest to `name`, quoted and joined, for the end of an error message."""
+    """Return the known names nearest to `name`, quoted and joined, for the end of an error
+    message."""
     by_lower = {candidate.lower(): candidate for candidate in known}
     near = difflib.get_close_matches(name.lower(), by_lower, n=limit, cutoff=0.4)
     return ", ".join(repr(by_lower[key]) for key in near) or "none is close"

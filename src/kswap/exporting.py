@@ -1,4 +1,5 @@
-"""The swapped model for deployment: a standard folder, without the forgotten rows and as ONNX if asked for."""
+"""The swapped model for deployment: a standard folder, without the forgotten rows and as ONNX if
+asked for."""
 
 from __future__ import annotations
 
@@ -52,5 +53,7 @@ def export(
         try:
             write_folder(to_dir, write)
         except PermissionError as error:
-            raise UserError(f"--to: {to_dir} cannot be written to ({error}); name another folder") from None
+            raise UserError(
+                f"--to: {to_dir} cannot be written to ({error}); name another folder"
+            ) from None
     return sorted(path for path in to_dir.rglob("*") if path.is_file())

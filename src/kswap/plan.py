@@ -1,7 +1,9 @@
 """The stages of a run, as data: an order string becomes a tuple of stages.
 
-A role is a function of class and stage. Before the first stage that forgets, a forget class is an ordinary
-retained one; before the first that learns, a learn class is not there at all. Once learned, learn classes
+A role is a function of class and stage. Before the first stage that forgets, a forget class is an
+ordinary
+retained one; before the first that learns, a learn class is not there at all. Once learned, learn
+classes
 are protected by the terms that name their role; once forgotten, forget classes stay so by theirs.
 """
 
@@ -21,7 +23,8 @@ _KINDS: dict[str, tuple[StageKind, tuple[Role, ...]]] = {
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: what it aims at, what it protects, and its settings with only what is active in it."""
+    """One stage: what it aims at, what it protects, and its settings with only what is active in
+    it."""
 
     index: int
     """1 for the first stage."""
@@ -84,7 +87,8 @@ def plan(config: SwapConfig) -> tuple[Stage, ...]:
 
 
 def _active(settings: StageConfig, roles: tuple[Role, ...]) -> StageConfig:
-    """Leave out weightless terms, terms and streams of roles that are not active, and streams nobody uses."""
+    """Leave out weightless terms, terms and streams of roles that are not active, and streams
+    nobody uses."""
     terms = {
         name: term.model_copy(update={"roles": tuple(role for role in term.roles if role in roles)})
         for name, term in settings.terms.items()
@@ -92,7 +96,9 @@ def _active(settings: StageConfig, roles: tuple[Role, ...]) -> StageConfig:
     }
     used = {role for term in terms.values() for role in term.roles}
     streams = {
-        name: stream.model_copy(update={"roles": tuple(role for role in stream.roles if role in used)})
+        name: stream.model_copy(
+            update={"roles": tuple(role for role in stream.roles if role in used)}
+        )
         for name, stream in settings.streams.items()
         if set(stream.roles) & used
     }

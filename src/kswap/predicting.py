@@ -29,7 +29,10 @@ def predict_images(
         inputs = processor(read_image(path), return_tensors="pt")
         shares = model(**inputs).logits.float().softmax(-1)[0]
         best = shares.topk(min(top, len(shares)))
-        yield path, [
-            (str(model.config.id2label[int(i)]), float(v))
-            for v, i in zip(best.values, best.indices, strict=True)
-        ]
+        yield (
+            path,
+            [
+                (str(model.config.id2label[int(i)]), float(v))
+                for v, i in zip(best.values, best.indices, strict=True)
+            ],
+        )

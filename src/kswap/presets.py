@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-# ---------------------------------------------------------------------------------------------- paper
+# ----------------------------------------------------------------------------------------------
+# paper
 _PAPER_OPTIMISER = {
     "lr": 1e-2,  # reference: AdamW, 1e-2
     "final_lr": 1e-5,  # reference: cosine to 1e-5
@@ -18,11 +19,18 @@ _PAPER_OPTIMISER = {
     "weight_decay": 0.05,  # reference
     "clip_norm": None,  # reference: none for classification
 }
-_PAPER_SPARSITY = {"weight": 0.005, "method": "subgradient", "epsilon": 1e-8}  # reference: alpha = 0.005
+_PAPER_SPARSITY = {
+    "weight": 0.005,
+    "method": "subgradient",
+    "epsilon": 1e-8,
+}  # reference: alpha = 0.005
 _PAPER_STREAMS = {
     "learn": {"roles": ["learn"], "batch_size": 80},  # reference: 80 + 80
     "retain": {"roles": ["retain"], "batch_size": 80},
-    "kept": {"roles": ["retain", "learn"], "batch_size": 80},  # replay of learned data in the retain loader
+    "kept": {
+        "roles": ["retain", "learn"],
+        "batch_size": 80,
+    },  # replay of learned data in the retain loader
     "forget": {"roles": ["forget"], "batch_size": 80},
 }
 _PAPER_FORGET = {
@@ -83,7 +91,8 @@ PAPER: dict[str, Any] = {
     },
 }
 
-# -------------------------------------------------------------------------------------------- default
+# --------------------------------------------------------------------------------------------
+# default
 _OPTIMISER = {
     "lr": 2e-3,
     "final_lr": 0.0,
@@ -94,11 +103,14 @@ _OPTIMISER = {
 }
 _SPARSITY = {"weight": 0.005, "method": "proximal"}
 _LEARN = {"roles": ["learn"], "objective": "cross_entropy", "weight": 1.0}
-_RETAIN = {"roles": ["retain"], "objective": "distillation", "weight": 1.0}
+_RETAIN = {"roles": ["retain"], "objective": "cross_entropy", "weight": 0.5}
+_KEEP = {"roles": ["retain"], "objective": "masked_distillation", "weight": 0.5}
 _FORGET = {"roles": ["forget"], "objective": "masked_distillation", "weight": 1.0}
 
 
-def _stage(anchor: str, batch: dict[str, int], *, terms: dict[str, Any], **length: Any) -> dict[str, Any]:
+def _stage(
+    anchor: str, batch: dict[str, int], *, terms: dict[str, Any], **length: Any
+) -> dict[str, Any]:
     return {
         **length,
         "anchor": anchor,
@@ -109,27 +121,42 @@ def _stage(anchor: str, batch: dict[str, int], *, terms: dict[str, Any], **lengt
     }
 
 
-_TERMS = {"learn": _LEARN, "retain": _RETAIN, "forget": _FORGET}
+_TERMS = {"learn": _LEARN, "retain": _RETAIN, "keep": _KEEP, "forget": _FORGET}
 DEFAULT: dict[str, Any] = {
     "data": {"augment": "none"},
     "adapter": {"rank": 8, "scale": 1.0, "dropout": 0.0},
     "head": {"init": "class-mean", "train": "new"},
     "stages": {
         "learn": _stage(
-            "learn", {"learn": 32, "retain": 32, "forget": 16}, terms=_TERMS, epochs=5.0, min_steps=40
+            "learn",
+            {"learn": 32, "retain": 32, "forget": 16},
+            terms=_TERMS,
+            epochs=5.0,
+            min_steps=40,
         ),
         "forget": _stage(
-            "forget", {"learn": 16, "retain": 32, "forget": 32}, terms=_TERMS, epochs=5.0, min_steps=40
+            "forget",
+            {"learn": 16, "retain": 32, "forget": 32},
+            terms=_TERMS,
+            epochs=5.0,
+            min_steps=40,
         ),
         "joint": _stage(
-            "learn", {"learn": 32, "retain": 32, "forget": 32}, terms=_TERMS, epochs=10.0, min_steps=80
+            "learn",
+            {"learn": 32, "retain": 32, "forget": 32},
+            terms=_TERMS,
+            epochs=10.0,
+            min_steps=80,
         ),
     },
 }
 
-# ---------------------------------------------------------------------------------------- retain-free
-# No term and no stream has the role retain. What the base knows is kept by its own answers, among the
-# classes that stay, on the images that are there: of the learn classes (Learning without Forgetting) and
+# ----------------------------------------------------------------------------------------
+# retain-free
+# No term and no stream has the role retain. What the base knows is kept by its own answers, among
+# the
+# classes that stay, on the images that are there: of the learn classes (Learning without
+# Forgetting) and
 # of the forget classes, whose masked distillation teaches those answers anyway.
 _KNOWN = {"roles": ["learn"], "objective": "restricted_distillation", "weight": 1.0}
 _RETAIN_FREE_TERMS = {"learn": _LEARN, "known": _KNOWN, "forget": _FORGET}
@@ -140,12 +167,24 @@ RETAIN_FREE: dict[str, Any] = {
             "learn", {"learn": 32, "forget": 32}, terms=_RETAIN_FREE_TERMS, epochs=5.0, min_steps=40
         ),
         "forget": _stage(
-            "forget", {"learn": 32, "forget": 32}, terms=_RETAIN_FREE_TERMS, epochs=5.0, min_steps=40
+            "forget",
+            {"learn": 32, "forget": 32},
+            terms=_RETAIN_FREE_TERMS,
+            epochs=5.0,
+            min_steps=40,
         ),
         "joint": _stage(
-            "learn", {"learn": 32, "forget": 32}, terms=_RETAIN_FREE_TERMS, epochs=10.0, min_steps=80
+            "learn",
+            {"learn": 32, "forget": 32},
+            terms=_RETAIN_FREE_TERMS,
+            epochs=10.0,
+            min_steps=80,
         ),
     },
 }
 
-PRESETS: dict[str, dict[str, Any]] = {"default": DEFAULT, "paper": PAPER, "retain-free": RETAIN_FREE}
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": DEFAULT,
+    "paper": PAPER,
+    "retain-free": RETAIN_FREE,
+}

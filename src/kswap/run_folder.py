@@ -1,4 +1,5 @@
-"""The run folder: who may write into it, what it was started with, and how to leave no trace of a refusal."""
+"""The run folder: who may write into it, what it was started with, and how to leave no trace of a
+refusal."""
 
 from __future__ import annotations
 
@@ -19,8 +20,19 @@ from kswap.errors import UserError
 from kswap.files import write_bytes
 
 _OURS = frozenset(
-    "config.yaml results.json events.jsonl adapter model checkpoints figures report.html README.md "
-    "cache .lock".split()
+    [
+        "config.yaml",
+        "results.json",
+        "events.jsonl",
+        "adapter",
+        "model",
+        "checkpoints",
+        "figures",
+        "report.html",
+        "README.md",
+        "cache",
+        ".lock",
+    ]
 )
 
 
@@ -161,7 +173,9 @@ def _first_difference(before: Any, now: Any, path: str = "") -> tuple[str, Any, 
 def write_config(folder: RunFolder, config: SwapConfig, environment: Mapping[str, Any]) -> None:
     """Write config.yaml: every value, then the environment."""
     content = yaml.safe_dump(
-        {**config.to_mapping(), "environment": dict(environment)}, sort_keys=False, allow_unicode=True
+        {**config.to_mapping(), "environment": dict(environment)},
+        sort_keys=False,
+        allow_unicode=True,
     )
     write_bytes(folder.config, content.encode())
 
@@ -188,4 +202,3 @@ def read_results(run_dir: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); run the swap again") from None
     return results
-

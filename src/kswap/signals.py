@@ -25,7 +25,8 @@ class Interrupts:
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[Interrupts]:
-        """Handle SIGTERM within the block (signals reach the main thread only; elsewhere do nothing)."""
+        """Handle SIGTERM within the block (signals reach the main thread only; elsewhere do
+        nothing)."""
         if threading.current_thread() is not threading.main_thread():
             yield self
             return

@@ -1,6 +1,7 @@
 """One run: load, extend, attach; for every stage of the plan train and score; save.
 
-Each step below is one call into the package that knows how. Whatever a run needs to go on after it was
+Each step below is one call into the package that knows how. Whatever a run needs to go on after it
+was
 killed is in a checkpoint; whatever it leaves is written under a temporary name and renamed.
 """
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 import kswap
-from kswap.config import ROLES, Role, SwapConfig
+from kswap.config import ROLES, Role, Split, SwapConfig
 from kswap.data import SwapData, build_data
 from kswap.environment import describe_environment
 from kswap.errors import Terminated, UserError
@@ -30,15 +31,22 @@ from kswap.objectives import NEEDS_BASE
 from kswap.objectives.sparsity import num_zero_groups
 from kswap.plan import Stage, plan
 from kswap.report.card import write_card
-from kswap.run_folder import RunFolder, check_config, open_run, read_results, write_config, write_results
+from kswap.run_folder import (
+    RunFolder,
+    check_config,
+    open_run,
+    read_results,
+    write_config,
+    write_results,
+)
 from kswap.signals import Interrupts
 from kswap.tasks import batches
-from kswap.tasks.classification import Classification, predict
+from kswap.tasks.classification import Classification
 from kswap.training.augment import make_augment
 from kswap.training.checkpoint import Position, load_checkpoint, prune, save_checkpoint
 from kswap.training.device import make_accelerator, peak_memory_bytes
 from kswap.training.events import EventLog
-from kswap.training.loop import Trainee, train_stage
+from kswap.training.loop import Trainee, enable_checkpointing, train_stage
 from kswap.training.optimiser import (
     Trainables,
     load_optimiser_state,
@@ -49,9 +57,7 @@ from kswap.training.progress import progress
 from kswap.training.streams import Streams
 
 if TYPE_CHECKING:
-    import datasets
-
-    Source = datasets.Dataset | datasets.DatasetDict
+    from datasets import Dataset, DatasetDict
 
 OnStage = Callable[[Mapping[str, Any]], None]
 
@@ -79,9 +85,9 @@ def swap(
     *,
     model: Any = None,
     processor: Any = None,
-    learn: Source | None = None,
-    forget: Source | None = None,
-    retain: Source | None = None,
+    learn: Dataset | DatasetDict | None = None,
+    forget: Dataset | DatasetDict | None = None,
+    retain: Dataset | DatasetDict | None = None,
     on_note: Callable[[str], None] = lambda note: None,
 ) -> SwapResult:
     """Learn, forget and retain as `config` says, and leave a run folder.
@@ -103,7 +109,8 @@ def swap(
     """
     begin = time.perf_counter()
     config = _resolve(config)
-    in_memory = {r: d for r, d in (("learn", learn), ("forget", forget), ("retain", retain)) if d is not None}
+    given: dict[Role, Any] = {"learn": learn, "forget": forget, "retain": retain}
+    in_memory = {role: source for role, source in given.items() if source is not None}
     stages = plan(config)
     interrupts = Interrupts()
     with (
@@ -152,6 +159,7 @@ class _Run:
     task: Classification = field(default_factory=Classification)
     position: Position = field(default_factory=Position)
     heads: tuple[str, ...] = ()
+    base_features: dict[Role, dict[str, Tensor]] = field(default_factory=dict)
 
     def finish(self) -> dict[str, Any]:
         """Train what is not trained yet, save, and return the content of results.json."""
@@ -160,9 +168,9 @@ class _Run:
         model = self.loaded.model.to(self.accelerator.device)
         if not self.position.stages:
             self.position.stages.append(self._scored("base", model, self.data.num_base_classes))
-        base_logits = self._base_logits(model)
-        blocks = structure.find_ffn_blocks(model)
         heads = self.heads = head.find_heads(model)
+        base_logits = self._base_outputs(model)
+        blocks = structure.find_ffn_blocks(model)
         head.extend_head(model, self.data.id2label, init="random", seed=self.config.seed)
         swapped = adapters.attach(
             model,
@@ -201,7 +209,10 @@ class _Run:
                 "them, or name another folder"
             )
         self.position = position
-        self.seconds = {**position.seconds, "load": position.seconds.get("load", 0) + self.seconds["load"]}
+        self.seconds = {
+            **position.seconds,
+            "load": position.seconds.get("load", 0) + self.seconds["load"],
+        }
         self.on_note(f"going on from stage {position.stage}, step {position.step}")
         return tensors
 
@@ -213,7 +224,8 @@ class _Run:
         optimiser: Any = None,
         before: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Write a checkpoint; within a stage also the optimiser and the adapter at the stage's start."""
+        """Write a checkpoint; within a stage also the optimiser and the adapter at the stage's
+        start."""
         begin = time.perf_counter()
         self.position.events_bytes = events.flush()
         self.position.seconds = dict(self.seconds)
@@ -235,7 +247,7 @@ class _Run:
         size = self._pixels(next(iter(self.data.sets.values()))["train"].images[:1]).shape[-2:]
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         if self.config.training.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            enable_checkpointing(model.get_base_model())
         return Trainee(
             model=model,
             task=self.task,
@@ -297,11 +309,11 @@ class _Run:
                     after_step=after_step,
                     report=report,
                 )
-            adapters.check_moved(
-                before, swapped, stage=stage.name, num_steps=streams.num_steps
-            )
+            adapters.check_moved(before, swapped, stage=stage.name, num_steps=streams.num_steps)
             self._spent(f"train {stage.name}", begin)
-            num_rows = len(self.data.id2label) if stage.knows_learned else self.data.num_base_classes
+            num_rows = (
+                len(self.data.id2label) if stage.knows_learned else self.data.num_base_classes
+            )
             self.position.stages.append(self._scored(stage.name, swapped, num_rows))
             self.position.total_steps += streams.num_steps
             self.position.stage, self.position.step = stage.index + 1, 0
@@ -321,7 +333,10 @@ class _Run:
         begin = time.perf_counter()
         sets = {role: splits["train"] for role, splits in self.data.sets.items()}
         roles = [role for role in ROLES if role in stage.active and role in sets]
-        features = {role: self._features(swapped, sets[role].images) for role in roles}
+        if stage.index == 1:
+            features = self.base_features
+        else:
+            features = {role: self._outputs(swapped, sets[role].images)[1] for role in roles}
         class_ids = torch.from_numpy(sets["learn"].class_ids)
         for name in self.heads:
             learned = features["learn"][name]
@@ -352,8 +367,12 @@ class _Run:
         pixels: Tensor = self.data.pixels(images, device=self.accelerator.device)
         return pixels
 
-    def _base_logits(self, model: Any) -> dict[Role, Tensor]:
-        """Return the base model's logits on the training images of roles whose terms compare with them."""
+    def _base_outputs(self, model: Any) -> dict[Role, Tensor]:
+        """Return the base's logits on training images of roles whose terms compare with them.
+
+        The features of the first stage's images are kept from the same forward where that stage starts the
+        new rows of the head.
+        """
         needed = {
             role
             for stage in self.stages
@@ -361,32 +380,38 @@ class _Run:
             if term.objective in NEEDS_BASE
             for role in term.roles
         }
+        first = self.stages[0]
+        starts_rows = self.config.head.init == "class-mean" and "learn" in first.target
+        wanted = needed | (set(first.active) if starts_rows else set())
         begin = time.perf_counter()
-        logits = {
-            role: predict(
-                model,
-                self.data.sets[role]["train"].images,
-                pixels=self._pixels,
-                batch_size=self.config.training.eval_batch_size,
-            )
-            for role in ROLES
-            if role in needed and role in self.data.sets
-        }
+        logits: dict[Role, Tensor] = {}
+        for role in ROLES:
+            if role in wanted and role in self.data.sets:
+                images = self.data.sets[role]["train"].images
+                outputs, self.base_features[role] = self._outputs(model, images)
+                if role in needed:
+                    logits[role] = outputs
         self._spent("base outputs", begin)
         return logits
 
-    def _features(self, model: Any, images: Any) -> dict[str, Tensor]:
-        """Return the inputs of every head on `images`, on the CPU."""
-        size = self.config.training.eval_batch_size
-        parts = [
-            head.head_inputs(model, self._pixels(images[rows]), self.heads)
-            for rows in batches(len(images), size)
-        ]
-        return {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]}
+    @torch.no_grad()
+    def _outputs(self, model: Any, images: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return logits and the inputs of every head on `images`, on the CPU; modes: evaluation."""
+        model.eval()
+        logits, inputs = [], []
+        with head.recorded_head_inputs(model, self.heads) as features:
+            for rows in batches(len(images), self.config.training.eval_batch_size):
+                logits.append(model(pixel_values=self._pixels(images[rows])).logits.float().cpu())
+                inputs.append({name: features[name].float().cpu() for name in self.heads})
+        return torch.cat(logits), {
+            name: torch.cat([part[name] for part in inputs]) for name in self.heads
+        }
 
     def _scored(self, name: str, model: Any, num_rows: int) -> dict[str, Any]:
         begin = time.perf_counter()
-        splits = ["test", *(["validation"] if self.config.training.score_validation else [])]
+        splits: list[Split] = ["test"]
+        if self.config.training.score_validation:
+            splits.append("validation")
         scored = {
             split: score_roles(
                 model,
@@ -413,7 +438,8 @@ class _Run:
         """Write adapter, merged model, model card and, last, results.json."""
         begin = time.perf_counter()
         names = {
-            role: [self.data.id2label[c] for c in self.data.class_ids.get(role, ())] for role in ROLES
+            role: [self.data.id2label[c] for c in self.data.class_ids.get(role, ())]
+            for role in ROLES
         }
         forgotten = sorted({*self.loaded.forgotten, *names["forget"]})
         processor = self.loaded.processor
@@ -476,7 +502,9 @@ def evaluate(run_dir: str | Path) -> dict[str, Any]:
     data = build_data(
         config, id2label=base.id2label, processor=base.processor, forgotten=base.forgotten
     )
-    if {r: [data.id2label[c] for c in data.class_ids.get(r, ())] for r in ROLES} != results["classes"]:
+    if {r: [data.id2label[c] for c in data.class_ids.get(r, ())] for r in ROLES} != results[
+        "classes"
+    ]:
         raise UserError(f"{run_dir}: the classes of its data have changed; restore the data")
     model, _ = artefact.load(run_dir)
     learned = any("learn" in stage.active for stage in plan(config))

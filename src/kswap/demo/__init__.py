@@ -1,6 +1,7 @@
 """The demo: a swap on what ships with the package; no network.
 
-`assets/` holds a slice of CIFAR-10, a small vision transformer that knows seven of its classes, and the
+`assets/` holds a slice of CIFAR-10, a small vision transformer that knows seven of its classes, and
+the
 reference that never saw the classes to forget; scripts/make_demo_classification.py made them.
 """
 
@@ -15,7 +16,8 @@ _ASSETS = Path(__file__).parent / "assets"
 
 
 def demo_config(task: str, output: Path, overrides: Sequence[str] = ()) -> SwapConfig:
-    """Return the config of a demo; its base model is written beside the run folder's name, as OUTPUT-base.
+    """Return the config of a demo; its base model is written beside the run folder's name, as
+    OUTPUT-base.
 
     Raises:
         UserError: an override is wrong or the folder cannot be written.

@@ -1,6 +1,7 @@
 """Objectives: pure functions of tensors, one loss per unit (image, pixel, query, matched box).
 
-A new objective is a pure function in this package, its name in `TermConfig.objective` and one line below.
+A new objective is a pure function in this package, its name in `TermConfig.objective` and one line
+below.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """Objectives that make a class be forgotten.
 
-Sources: the bounded cross-entropy is that of the ICML 2025 paper (arXiv 2502.08075) and of GS-LoRA; masked
-distillation follows DELETE (CVPR 2025), in the direction KL(target ‖ model), which stays finite where the
+Sources: the bounded cross-entropy is that of the ICML 2025 paper (arXiv 2502.08075) and of GS-LoRA;
+masked
+distillation follows DELETE (CVPR 2025), in the direction KL(target ‖ model), which stays finite
+where the
 target has no mass.
 """
 
@@ -22,7 +24,8 @@ def bounded_ce_batch(
 ) -> Float[Tensor, " units"]:
     """Return ReLU(bound - mean CE), the same value for every unit, in nats.
 
-    The paper's form: the bound holds for the mean of the batch, so that a few units with an exploded loss hide
+    The paper's form: the bound holds for the mean of the batch, so that a few units with an
+    exploded loss hide
     those that are not forgotten.
     """
     loss = functional.cross_entropy(logits, class_ids)
@@ -52,8 +55,10 @@ def masked_distillation(
 ) -> Float[Tensor, " units"]:
     """Return T² KL(q ‖ p) of each unit, in nats.
 
-    p = softmax(logits / T) over all classes; q = softmax of base_logits / T with the forgotten classes taken
-    out, renormalised, and zero on rows the base lacks: what the base would have answered had the class not
+    p = softmax(logits / T) over all classes; q = softmax of base_logits / T with the forgotten
+    classes taken
+    out, renormalised, and zero on rows the base lacks: what the base would have answered had the
+    class not
     existed. At least one class of the base must be kept.
     """
     num_base = base_logits.shape[-1]

@@ -1,6 +1,7 @@
 """Objectives that teach: what a unit is, and what the base model thought of it.
 
-Sources: distillation, Hinton et al. 2015 (arXiv 1503.02531); restricted to the old classes on images of new
+Sources: distillation, Hinton et al. 2015 (arXiv 1503.02531); restricted to the old classes on
+images of new
 ones, Learning without Forgetting, Li and Hoiem 2016 (arXiv 1606.09282).
 """
 
@@ -29,7 +30,8 @@ def distillation(
 ) -> Float[Tensor, " units"]:
     """Return T² KL(q ‖ p) of each unit, in nats.
 
-    p = softmax(logits / T) over all classes; q = softmax(base_logits / T), zero on rows the base lacks.
+    p = softmax(logits / T) over all classes; q = softmax(base_logits / T), zero on rows the base
+    lacks.
     """
     nothing = torch.zeros(base_logits.shape[-1], dtype=torch.bool, device=base_logits.device)
     return masked_distillation(logits, base_logits, nothing, temperature=temperature)
@@ -44,7 +46,8 @@ def restricted_distillation(
 ) -> Float[Tensor, " units"]:
     """Return T² KL(q ‖ p') of each unit, in nats, p' over the kept rows of the base alone.
 
-    On images of learn classes: what the base answers among its own classes is kept, while the mass that the
+    On images of learn classes: what the base answers among its own classes is kept, while the mass
+    that the
     new rows take is left free. Both sides leave out the forgotten classes.
     """
     kept = ~forgotten

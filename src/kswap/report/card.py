@@ -44,7 +44,9 @@ def card(results: Mapping[str, Any], *, base: str) -> str:
             (escape(c), role, percent(first.get(c)), percent(last.get(c))) for c in members
         ]
     trained_on = ", ".join(f"{splits.get('train', 0)} {role}" for role, splits in images.items())
-    listed = {role: ", ".join(map(escape, members)) or "nothing" for role, members in classes.items()}
+    listed = {
+        role: ", ".join(map(escape, members)) or "nothing" for role, members in classes.items()
+    }
     return f"""\
 ---
 {yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).strip()}

@@ -45,7 +45,7 @@ class Classification:
         answers = logits[:, :num_rows].argmax(-1)
         num_classes = max(num_rows, int(class_ids.max()) + 1, 2)
         accuracy = MulticlassAccuracy(num_classes, average=None)(answers, class_ids)
-        per_class = {int(c): float(accuracy[c]) for c in class_ids.unique()}
+        per_class = {int(c): float(accuracy[c]) for c in torch.unique(class_ids)}
         return Scores(float((answers == class_ids).float().mean()), per_class)
 
 

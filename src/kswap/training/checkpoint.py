@@ -1,7 +1,9 @@
 """Resumable state: tensors in one safetensors file, everything else in JSON beside its checksum.
 
-A checkpoint is a folder that is written under a temporary name, flushed to the disk and renamed, so that it
-is there whole or not at all. Random numbers need no state: they are functions of (seed, stage, step).
+A checkpoint is a folder that is written under a temporary name, flushed to the disk and renamed, so
+that it
+is there whole or not at all. Random numbers need no state: they are functions of (seed, stage,
+step).
 """
 
 from __future__ import annotations
@@ -58,7 +60,9 @@ def save_checkpoint(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        content = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
+        content = safetensors.torch.save(
+            {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+        )
         write_bytes(temporary / _STATE, content)
         meta = {"sha256": hashlib.sha256(content).hexdigest(), "position": asdict(position)}
         write_bytes(temporary / _META, json.dumps(meta).encode())
@@ -72,7 +76,8 @@ def save_checkpoint(
 
 
 def load_checkpoint(checkpoints_dir: Path) -> tuple[dict[str, Tensor], Position, list[str]] | None:
-    """Return tensors and position of the newest whole checkpoint, with a note on each damaged one."""
+    """Return tensors and position of the newest whole checkpoint, with a note on each damaged
+    one."""
     notes: list[str] = []
     for folder in sorted(_folders(checkpoints_dir), reverse=True):
         try:

@@ -14,14 +14,19 @@ from accelerate.state import AcceleratorState
 from kswap.config import TrainingConfig
 from kswap.errors import UserError
 
-_PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX"), "trackio": ("trackio",), "wandb": ("wandb",)}
+_PACKAGES = {
+    "tensorboard": ("tensorboard", "tensorboardX"),
+    "trackio": ("trackio",),
+    "wandb": ("wandb",),
+}
 
 
 def make_accelerator(training: TrainingConfig, run_dir: Path) -> Accelerator:
     """Return an Accelerator on the device and in the precision asked for.
 
     Raises:
-        UserError: the device is not there, the precision cannot be had on it, a tracker is not installed.
+        UserError: the device is not there, the precision cannot be had on it, a tracker is not
+        installed.
     """
     device = _pick_device(training)
     _check_precision(training, device)
@@ -76,7 +81,8 @@ def _check_precision(training: TrainingConfig, device: str) -> None:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Return the peak memory of this process: of the GPU where there is one, else resident memory."""
+    """Return the peak memory of this process: of the GPU where there is one, else resident
+    memory."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     unit = 1 if sys.platform == "darwin" else 1024

@@ -1,4 +1,5 @@
-"""events.jsonl: one line per logged step; the place where a loss that is not finite is found out."""
+"""events.jsonl: one line per logged step; the place where a loss that is not finite is found
+out."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """The loop over one stage: one forward per step, the terms of the plan, one optimiser step.
 
-Explicit, on Accelerate (mixed precision, gradient scaling, clipping, devices). Everything random in step t
+Explicit, on Accelerate (mixed precision, gradient scaling, clipping, devices). Everything random in
+step t
 is seeded by (seed, stage, t), so a run that is resumed ends like one that was never interrupted.
 """
 
@@ -52,7 +53,8 @@ class Trainee:
 def compute_terms(
     units: Units, roles: Tensor, terms: Mapping[str, TermConfig], totals: Mapping[str, int]
 ) -> dict[str, Tensor]:
-    """Return each term, weighted: the sum over its units, divided by their number in the whole batch.
+    """Return each term, weighted: the sum over its units, divided by their number in the whole
+    batch.
 
     Args:
         units: (units, ...) tensors of one micro-batch.
@@ -79,7 +81,9 @@ def compute_terms(
 
 def has_role(roles: Tensor, term: TermConfig) -> Tensor:
     """Return (units,): whether each unit has one of the term's roles."""
-    return torch.isin(roles, torch.tensor([ROLES.index(r) for r in term.roles], device=roles.device))
+    return torch.isin(
+        roles, torch.tensor([ROLES.index(r) for r in term.roles], device=roles.device)
+    )
 
 
 def train_stage(
@@ -196,10 +200,20 @@ def step_seed(seed: int, stage: int, step: int) -> int:
     return (base + step) % (2**63 - 1)
 
 
-def set_modes(model: nn.Module, *, checkpointing: bool) -> None:
-    """Frozen modules in evaluation mode (no dropout, batch statistics stay), LoRA's dropout in training mode.
+def enable_checkpointing(model: Any) -> None:
+    """Recompute activations in the backward pass; transformers 5.2x renamed the method."""
+    name = "activation_checkpointing_enable"
+    if not hasattr(model, name):
+        name = "gradient_checkpointing_enable"
+    getattr(model, name)({"use_reentrant": False})
 
-    transformers recomputes activations only in layers whose own `training` flag is set; the flag is set on
+
+def set_modes(model: nn.Module, *, checkpointing: bool) -> None:
+    """Frozen modules in evaluation mode (no dropout, batch statistics stay), LoRA's dropout in
+    training mode.
+
+    transformers recomputes activations only in layers whose own `training` flag is set; the flag is
+    set on
     those layers alone, not on what they contain.
     """
     model.eval()

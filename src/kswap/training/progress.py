@@ -1,4 +1,5 @@
-"""Progress on a terminal, by rich: stage, epoch, terms, images per second, time left; quiet elsewhere."""
+"""Progress on a terminal, by rich: stage, epoch, terms, images per second, time left; quiet
+elsewhere."""
 
 from __future__ import annotations
 
