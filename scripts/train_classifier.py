@@ -217,6 +217,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--cache-dir", type=Path, default=DEFAULT_CACHE_DIR)
     parser.add_argument("--depth", type=int, default=NUM_BLOCKS, help="first N blocks of the ViT-S")
     parser.add_argument("--frozen-blocks", type=int, default=0, help="blocks that stay as they are")
+    parser.add_argument("--image-size", type=int, default=IMAGE_SIZE, help="multiple of 14 pixels")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1e-4, help="of the last block")
@@ -235,14 +236,14 @@ def main(argv: Sequence[str]) -> None:
     start = time.perf_counter()
     torch.manual_seed(args.seed)
     part_dir(args).mkdir(parents=True, exist_ok=True)
-    make_processor(IMAGE_SIZE).save_pretrained(part_dir(args))
+    make_processor(args.image_size).save_pretrained(part_dir(args))
     processor = AutoImageProcessor.from_pretrained(part_dir(args), backend="pil")
     split = load_split(args, processor)
     model = load_vit_s(
         args.cache_dir / ONNX_PATH,
         args.classes,
         num_blocks=args.depth,
-        image_size=IMAGE_SIZE,
+        image_size=args.image_size,
     )
     freeze_blocks(model, args.frozen_blocks)
     print(f"prepared in {time.perf_counter() - start:.0f} s", flush=True)
