@@ -125,7 +125,6 @@ def main() -> int:
     streams = Streams(stage, sets, base_logits=base_logits, seed=0)
     optimiser = accelerator.prepare(make_optimiser(trainee.moved, stage.config.optimiser))
     events = EventLog(Path("/dev/null"))
-    events._file = Path("/dev/null").open("wb")
 
     def two_forwards() -> None:
         with torch.no_grad():
@@ -144,17 +143,21 @@ def main() -> int:
         what()
         return time.perf_counter() - begin
 
-    two_forwards(), step()
-    pairs = [(seconds(step), seconds(two_forwards)) for _ in range(options.repeats)]
+    with Path("/dev/null").open("wb") as nowhere:
+        events._file = nowhere
+        two_forwards(), step()
+        pairs = [(seconds(step), seconds(two_forwards)) for _ in range(options.repeats)]
     ratios = sorted(a / b for a, b in pairs)
     step_s = statistics.median(a for a, _ in pairs)
     print(
-        "| model | size | batch | threads | step / two forwards: median (min–max) | images/s | peak memory |"
+        "| model | size | batch | threads | step / two forwards: median (min–max) "
+        "| images/s | peak memory |"
     )
     print("|---|---:|---:|---:|---:|---:|---:|")
     print(
         f"| {type(bare).__name__} | {options.size} | {len(x)} | {torch.get_num_threads()} "
-        f"| {statistics.median(ratios):.2f} ({ratios[0]:.2f}–{ratios[-1]:.2f}) | {len(x) / step_s:.0f} "
+        f"| {statistics.median(ratios):.2f} ({ratios[0]:.2f}–{ratios[-1]:.2f}) "
+        f"| {len(x) / step_s:.0f} "
         f"| {peak_memory_bytes(accelerator.device) / 2**20:.0f} MiB |"
     )
     return 0

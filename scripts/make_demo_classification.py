@@ -40,14 +40,14 @@ MODEL_CLASSES = {
     "base": CLASS_NAMES[:7],
     "reference": tuple(name for name in CLASS_NAMES if name not in FORGET_CLASSES),
 }
-NUM_IMAGES = {"train": 300, "test": 100}
+NUM_IMAGES = {"train": 200, "test": 100}
 """Images per class in the demo's pictures."""
 
-NUM_TRAIN_PER_CLASS = 600
+NUM_TRAIN_PER_CLASS = 800
 """Images per class that the models are trained on: the first ones, the demo's train among them."""
 
-OPTIONS = ["--depth", "8", "--epochs", "3"]
-"""Two thirds of the ViT-S: the whole demo has 90 seconds on 2 cores."""
+OPTIONS = ["--depth", "9", "--epochs", "3"]
+"""Three quarters of the ViT-S: the whole demo has 90 seconds on 2 cores."""
 
 
 def train_model(model_dir: Path, names: tuple[str, ...], cache_dir: Path) -> None:

@@ -60,7 +60,8 @@ def config_page() -> str:
     models = [m for m in models if m.__module__ == "kswap.config"]
     models.sort(key=lambda m: m is not config.SwapConfig)
     parts = [
-        "# Config\n\nMade by `make docs` from `src/kswap/config.py`. Every key can be given in the YAML file or as `--a.b value`."
+        "# Config\n\nMade by `make docs` from `src/kswap/config.py`. "
+        "Every key can be given in the YAML file or as `--a.b value`."
         " `kswap schema` prints the same as a JSON Schema for editors.\n"
     ]
     for model in models:
@@ -98,7 +99,8 @@ def reference_page() -> str:
         value = getattr(kswap, name)
         head = f"class {name}" if inspect.isclass(value) else f"{name}{inspect.signature(value)}"
         parts.append(
-            f"## kswap.{name}\n\n```python\n{head.replace(chr(39), '')}\n```\n\n```text\n{inspect.getdoc(value)}\n```\n"
+            f"## kswap.{name}\n\n```python\n{head.replace(chr(39), '')}\n```\n\n"
+            f"```text\n{inspect.getdoc(value)}\n```\n"
         )
         if inspect.isclass(value):
             for member, function in vars(value).items():

@@ -104,9 +104,10 @@ def test_a_run_that_dies_while_saving_ends_bit_equal(
     def die(*args, **kwargs):
         raise Killed
 
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         patch.setattr(f"kswap.swapping.{where}", die)
-        kswap.swap(SwapConfig.from_mapping(values))
+        with pytest.raises(Killed):
+            kswap.swap(SwapConfig.from_mapping(values))
     assert not (tmp_path / "killed/results.json").exists()
     kswap.swap(SwapConfig.from_mapping(values))
     assert outcome(tmp_path / "killed") == undisturbed
@@ -178,9 +179,10 @@ def test_changed_images_are_refused(values, undisturbed, tmp_path, old_images, m
     shutil.copytree(old_images, mine)
     values["retain"]["data"] = str(mine)
     values["output"] = str(tmp_path / "run")
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         patch.setattr("kswap.swapping.write_card", lambda *a, **k: (_ for _ in ()).throw(Killed()))
-        kswap.swap(SwapConfig.from_mapping(values))
+        with pytest.raises(Killed):
+            kswap.swap(SwapConfig.from_mapping(values))
     (mine / "blue" / "000.png").unlink()
     with pytest.raises(UserError, match="begun with other images or other base weights"):
         kswap.swap(SwapConfig.from_mapping(values))
@@ -198,9 +200,10 @@ def test_a_full_disk_is_one_line_and_the_checkpoint_is_intact(
             raise OSError(errno.ENOSPC, "No space left on device")
         fsync(descriptor)
 
-    with monkeypatch.context() as patch, pytest.raises(DiskFullError) as caught:
+    with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        kswap.swap(SwapConfig.from_mapping(values))
+        with pytest.raises(DiskFullError) as caught:
+            kswap.swap(SwapConfig.from_mapping(values))
     assert "\n" not in str(caught.value)
     assert any((tmp_path / "full/checkpoints").iterdir())
     kswap.swap(SwapConfig.from_mapping(values))

@@ -25,11 +25,15 @@ from PIL import Image
 run, base, image = sys.argv[1:]
 picture = Image.open(image).convert("RGB")
 config = AutoConfig.from_pretrained(run + "/adapter")
-model = AutoModelForImageClassification.from_pretrained(base, config=config, ignore_mismatched_sizes=True)
+model = AutoModelForImageClassification.from_pretrained(
+    base, config=config, ignore_mismatched_sizes=True
+)
 model = PeftModel.from_pretrained(model, run + "/adapter").eval()
 processor = AutoImageProcessor.from_pretrained(run + "/adapter")
 adapter = model(**processor(picture, return_tensors="pt")).logits[0].tolist()
-classify = pipeline("image-classification", model=run + "/model", top_k=10, function_to_apply="none")
+classify = pipeline(
+    "image-classification", model=run + "/model", top_k=10, function_to_apply="none"
+)
 merged = {a["label"]: a["score"] for a in classify(picture)}
 assert "kswap" not in sys.modules
 print(json.dumps([adapter, merged]))
@@ -114,7 +118,8 @@ def test_plain_peft_and_the_pipeline_give_the_runs_logits(finished, base_dir, ol
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     adapter, merged = json.loads(done.stdout.splitlines()[-1])
-    assert list(merged) and set(merged) == {*OLD, *NEW}
+    assert list(merged)
+    assert set(merged) == {*OLD, *NEW}
     model, processor = kswap.load(finished.run_dir)
     from kswap.data import read_image
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -19,7 +20,9 @@ def adapter_of(values: dict, name: str, **changes) -> dict[str, torch.Tensor]:
     """Run a swap with some values changed and return what it trained."""
     output = str(Path(values["output"]).with_name(name))
     training = {**values["training"], **changes.pop("training", {})}
-    kswap.swap(SwapConfig.from_mapping({**values, **changes, "training": training, "output": output}))
+    kswap.swap(
+        SwapConfig.from_mapping({**values, **changes, "training": training, "output": output})
+    )
     return load_file(f"{output}/adapter/adapter_model.safetensors")
 
 
@@ -68,7 +71,11 @@ def test_gradient_checkpointing_changes_memory_not_results(values, monkeypatch):
 
 
 def test_a_weight_of_zero_is_a_term_left_out(values):
-    zero = {"learn": {"terms": {"spare": {"roles": ["retain"], "objective": "cross_entropy", "weight": 0}}}}
+    zero = {
+        "learn": {
+            "terms": {"spare": {"roles": ["retain"], "objective": "cross_entropy", "weight": 0}}
+        }
+    }
     stages = {kind: {**values["stages"][kind], **zero.get(kind, {})} for kind in values["stages"]}
     assert difference(adapter_of(values, "one"), adapter_of(values, "two", stages=stages)) == 0
 
@@ -120,7 +127,9 @@ def test_an_adapter_that_never_moves_is_an_error_that_names_it(values, monkeypat
         adapter_of(values, "frozen")
 
 
-@pytest.mark.parametrize(("train", "moves"), [("new", (False, True)), ("all", (True, True)), ("none", (False, False))])
+@pytest.mark.parametrize(
+    ("train", "moves"), [("new", (False, True)), ("all", (True, True)), ("none", (False, False))]
+)
 def test_which_rows_of_the_head_train(values, base_dir, train, moves):
     trained = adapter_of(values, "run", head={"train": train, "init": "random"})
     start = adapter_of(values, "start", head={"train": "none", "init": "random"})
@@ -147,7 +156,7 @@ def test_learning_rate_by_hand():
     rates = [learning_rate(config, step, 10) for step in range(10)]
     assert rates[:3] == pytest.approx([1 / 3, 2 / 3, 1.0])
     assert rates[6] == pytest.approx(0.55)
-    assert all(a > b for a, b in zip(rates[2:], rates[3:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(rates[2:]))
     flat = OptimiserConfig(lr=1.0, schedule="constant")
     assert learning_rate(flat, 9, 10) == 1.0
     line = OptimiserConfig(lr=1.0, schedule="linear")
@@ -155,5 +164,7 @@ def test_learning_rate_by_hand():
 
 
 def test_seeds_of_steps_differ():
-    seeds = {step_seed(s, stage, step) for s in range(3) for stage in range(1, 4) for step in range(50)}
+    seeds = {
+        step_seed(s, stage, step) for s in range(3) for stage in range(1, 4) for step in range(50)
+    }
     assert len(seeds) == 3 * 3 * 50

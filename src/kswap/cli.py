@@ -18,7 +18,8 @@ import kswap
 from kswap.errors import Terminated, UserError
 
 _DESCRIPTION = """\
-A pretrained vision model learns new classes, forgets the classes you name and retains the rest, in one run."""
+A pretrained vision model learns new classes, forgets the classes you name and retains the rest, \
+in one run."""
 _OVERRIDES = """\
 Every key of the config can be given as --a.b value, for example
   --order FL  --seed 1  --preset paper  --stages.learn.epochs 3  --training.device cpu
@@ -114,8 +115,10 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
-    """Take `--key value` and `--key=value` out of a run or demo command; every override has a
-    value."""
+    """Take overrides, `--key value` and `--key=value`, out of a run or demo command.
+
+    Every override has a value.
+    """
     if not words or words[0] not in ("run", "demo"):
         return words, []
     plain, overrides = [words[0]], list[str]()
@@ -159,7 +162,8 @@ def _swap(config: kswap.SwapConfig) -> None:
     show(result.results)
     seconds, run_dir = result.results["seconds"]["total"], result.run_dir
     _print(
-        f"{seconds:.0f} s; the model is in {run_dir / 'model'}, all numbers in {run_dir / 'results.json'},"
+        f"{seconds:.0f} s; the model is in {run_dir / 'model'}, "
+        f"all numbers in {run_dir / 'results.json'},"
     )
     _print(f"the model card in {run_dir / 'README.md'}; try: kswap predict {run_dir} IMAGE")
 

@@ -130,8 +130,7 @@ class StreamConfig(_Frozen):
 
 
 class TermConfig(_Frozen):
-    """One weighted summand of the loss, over the units of a batch whose class has one of
-    `roles`."""
+    """One weighted summand of the loss, over units whose class has one of `roles`."""
 
     roles: Annotated[tuple[Role, ...], BeforeValidator(_as_tuple)]
     """Roles of the units the term is the mean over."""
@@ -319,8 +318,10 @@ class SwapConfig(_Frozen):
             raise UserError(describe(error)) from None
 
     def to_mapping(self) -> dict[str, Any]:
-        """Plain values (str, int, float, list, dict) that `from_mapping` reads back to an equal
-        config."""
+        """Return plain values that `from_mapping` reads back to an equal config.
+
+        Plain: str, int, float, list, dict.
+        """
         plain: dict[str, Any] = json.loads(self.model_dump_json())
         return plain
 
@@ -348,8 +349,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people write it: 1e-3 is a number (YAML 1.1 wants 1.0e-3); a key given twice is an
-    error."""
+    """YAML as people write it.
+
+    1e-3 is a number (YAML 1.1 wants 1.0e-3); a key given twice is an error.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -416,8 +419,7 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
 
 
 def describe(error: ValidationError) -> str:
-    """One line for the first problem of a validation error: the key, the value, the rule, the
-    fix."""
+    """Return one line for the first problem of an error: the key, the value, the rule, the fix."""
     problem = error.errors()[0]
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     where = ".".join(str(part) for part in problem["loc"] if part not in ("SplitPaths", "str"))

@@ -12,8 +12,10 @@ import kswap
 
 
 def describe_environment(*, model_commit: str | None) -> dict[str, Any]:
-    """Return versions of what computes, the commit of kswap (from a checkout) and of the model
-    (from the hub)."""
+    """Return versions of what computes, and commits.
+
+    The commit of kswap is from a checkout, that of the model from the hub.
+    """
     packages = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy", "pillow")
     return {
         "kswap": kswap.__version__,
@@ -25,8 +27,7 @@ def describe_environment(*, model_commit: str | None) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """Return the commit of the checkout this package lies in; None where it is installed
-    elsewhere."""
+    """Return the commit of the checkout this package lies in; None where it is in none."""
     here = Path(__file__).resolve().parent
     if here.parent.name != "src":
         return None

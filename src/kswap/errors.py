@@ -31,8 +31,7 @@ class Terminated(SystemExit):
 
 
 def closest(name: str, known: Iterable[str], *, limit: int = 3) -> str:
-    """Return the known names nearest to `name`, quoted and joined, for the end of an error
-    message."""
+    """Return the known names nearest to `name`, quoted and joined, to end an error message."""
     by_lower = {candidate.lower(): candidate for candidate in known}
     near = difflib.get_close_matches(name.lower(), by_lower, n=limit, cutoff=0.4)
     return ", ".join(repr(by_lower[key]) for key in near) or "none is close"

@@ -1,5 +1,7 @@
-"""The swapped model for deployment: a standard folder, without the forgotten rows and as ONNX if
-asked for."""
+"""The swapped model for deployment: a standard folder.
+
+Without the forgotten rows, and as ONNX, if asked for.
+"""
 
 from __future__ import annotations
 
@@ -36,8 +38,8 @@ def export(
         ids = [int(i) for i, name in model.config.id2label.items() if name in forgotten]
         if len(ids) == len(model.config.id2label):
             raise UserError(
-                f"--drop-forgotten: all {len(ids)} classes of {run_dir} are forgotten, none would be left; "
-                "export without it"
+                f"--drop-forgotten: all {len(ids)} classes of {run_dir} are forgotten, "
+                "none would be left; export without it"
             )
         drop_rows(model, ids)
         model.config.kswap = {**swapped, "forgotten": []}

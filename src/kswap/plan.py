@@ -23,8 +23,7 @@ _KINDS: dict[str, tuple[StageKind, tuple[Role, ...]]] = {
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: what it aims at, what it protects, and its settings with only what is active in
-    it."""
+    """One stage: what it aims at, what it protects, and those of its settings that are active."""
 
     index: int
     """1 for the first stage."""
@@ -78,8 +77,9 @@ def plan(config: SwapConfig) -> tuple[Stage, ...]:
         for role in target:
             if not any(role in term.roles for term in settings.terms.values()):
                 raise UserError(
-                    f"stages.{kind}.terms: no term with a weight above 0 has the role {role!r}, which the stage "
-                    f"is there for; give it one, or take {letter} out of the order {config.order!r}"
+                    f"stages.{kind}.terms: no term with a weight above 0 has the role {role!r}, "
+                    f"which the stage is there for; give it one, or "
+                    f"take {letter} out of the order {config.order!r}"
                 )
         stages.append(Stage(index, kind, target, protected, settings))
         done += [role for role in target if role not in done]
@@ -87,8 +87,7 @@ def plan(config: SwapConfig) -> tuple[Stage, ...]:
 
 
 def _active(settings: StageConfig, roles: tuple[Role, ...]) -> StageConfig:
-    """Leave out weightless terms, terms and streams of roles that are not active, and streams
-    nobody uses."""
+    """Leave out terms without weight, what is of no active role, and streams nobody uses."""
     terms = {
         name: term.model_copy(update={"roles": tuple(role for role in term.roles if role in roles)})
         for name, term in settings.terms.items()

@@ -78,7 +78,7 @@ PAPER: dict[str, Any] = {
             "sparsity": _PAPER_SPARSITY,
         },
         "joint": {  # not in the reference: the two losses of the paper in one stage
-            "epochs": 10.0,  # as long as an L and an F stage together
+            "epochs": 5.0,  # of the same loader as the forgetting stage
             "anchor": "kept",
             "streams": _pick("kept forget"),
             "terms": {

@@ -1,5 +1,4 @@
-"""The run folder: who may write into it, what it was started with, and how to leave no trace of a
-refusal."""
+"""The run folder: who may write into it, what began it, and how a refusal leaves no trace."""
 
 from __future__ import annotations
 
@@ -92,7 +91,8 @@ def open_run(path: Path) -> Iterator[RunFolder]:
             foreign = [name for name in foreign if not name.endswith(".tmp")]
             if foreign and not folder.config.exists():
                 raise UserError(
-                    f"output: {path} holds {foreign[0]!r}, which is not of a run; name a new or empty folder"
+                    f"output: {path} holds {foreign[0]!r}, which is not of a run; "
+                    "name a new or empty folder"
                 )
             yield folder
         finally:
@@ -152,8 +152,8 @@ def check_config(folder: RunFolder, config: SwapConfig) -> bool:
     if difference:
         field, was, now = difference
         raise UserError(
-            f"output: {folder.path} holds a run with another config: {field} was {was!r}, now {now!r}; "
-            "name another folder, or restore the value"
+            f"output: {folder.path} holds a run with another config: "
+            f"{field} was {was!r}, now {now!r}; name another folder, or restore the value"
         )
     return True
 

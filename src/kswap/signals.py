@@ -25,8 +25,10 @@ class Interrupts:
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[Interrupts]:
-        """Handle SIGTERM within the block (signals reach the main thread only; elsewhere do
-        nothing)."""
+        """Handle SIGTERM within the block; do nothing outside the main thread.
+
+        Signals reach the main thread only.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield self
             return

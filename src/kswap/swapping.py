@@ -205,8 +205,8 @@ class _Run:
             return {}
         if position.fingerprint != fingerprint:
             raise UserError(
-                f"output: {self.folder.path} was begun with other images or other base weights; restore "
-                "them, or name another folder"
+                f"output: {self.folder.path} was begun with other images or other base "
+                "weights; restore them, or name another folder"
             )
         self.position = position
         self.seconds = {
@@ -224,8 +224,7 @@ class _Run:
         optimiser: Any = None,
         before: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Write a checkpoint; within a stage also the optimiser and the adapter at the stage's
-        start."""
+        """Write a checkpoint; within a stage, with the optimiser and the adapter it began with."""
         begin = time.perf_counter()
         self.position.events_bytes = events.flush()
         self.position.seconds = dict(self.seconds)
@@ -370,8 +369,8 @@ class _Run:
     def _base_outputs(self, model: Any) -> dict[Role, Tensor]:
         """Return the base's logits on training images of roles whose terms compare with them.
 
-        The features of the first stage's images are kept from the same forward where that stage starts the
-        new rows of the head.
+        The features of the first stage's images are kept from the same forward where that stage
+        starts the new rows of the head.
         """
         needed = {
             role

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kswap.config import SwapConfig
+from kswap.errors import UserError
 
 _ASSETS = Path(__file__).parent / "assets"
 
 
 def demo_config(task: str, output: Path, overrides: Sequence[str] = ()) -> SwapConfig:
-    """Return the config of a demo; its base model is written beside the run folder's name, as
-    OUTPUT-base.
+    """Return the config of a demo; its base model is written beside the run, as OUTPUT-base.
 
     Raises:
         UserError: an override is wrong or the folder cannot be written.
@@ -38,6 +38,11 @@ def demo_config(task: str, output: Path, overrides: Sequence[str] = ()) -> SwapC
         },
         overrides,
     )
-    with disk_errors(f"output {base}"):
-        write_model(assets / "base", base)
+    # else: of the same command before, or of its user
+    if not (base / "model.safetensors").exists():
+        with disk_errors(f"output {base}"):
+            try:
+                write_model(assets / "base", base)
+            except (ValueError, PermissionError, NotADirectoryError) as error:
+                raise UserError(f"output: {error}") from None
     return config

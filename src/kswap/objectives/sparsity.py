@@ -17,8 +17,10 @@ from torch import Tensor
 
 
 def group_lasso(groups: Iterable[Sequence[Tensor]], *, epsilon: float = 0.0) -> Float[Tensor, ""]:
-    """Return Σ_groups sqrt(Σ ‖M‖_F² + epsilon); with epsilon 0 the gradient at a zero group is
-    NaN."""
+    """Return Σ_groups sqrt(Σ ‖M‖_F² + epsilon).
+
+    With epsilon 0 the gradient at a zero group is NaN.
+    """
     norms = [
         torch.sqrt(torch.stack([m.square().sum() for m in group]).sum() + epsilon)
         for group in groups
@@ -28,8 +30,10 @@ def group_lasso(groups: Iterable[Sequence[Tensor]], *, epsilon: float = 0.0) -> 
 
 @torch.no_grad()
 def proximal_step(groups: Iterable[Sequence[Tensor]], threshold: float) -> None:
-    """Shrink each group in place: M <- M · max(0, 1 - threshold / ‖group‖); short groups become
-    exactly zero."""
+    """Shrink each group in place: M <- M · max(0, 1 - threshold / ‖group‖).
+
+    Short groups become exactly zero.
+    """
     for group in groups:
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(group))))
         factor = (1.0 - threshold / norm.clamp_min(torch.finfo(norm.dtype).tiny)).clamp_min(0.0)

@@ -14,7 +14,8 @@ from kswap.files import write_bytes
 from kswap.report.table import markdown, percent, rows
 
 _LIMITS = """\
-* A score of 0 on the forgotten classes shows that the answer changed, not that the knowledge is gone: no audit
+* A score of 0 on the forgotten classes shows that the answer changed, \
+not that the knowledge is gone: no audit
   has been run on this model.
 * Whoever holds the public base model, or the adapter apart from it, can undo the swap.
 * The forgotten classes keep their rows in the head, so that the scores above can be checked;
@@ -54,8 +55,10 @@ def card(results: Mapping[str, Any], *, base: str) -> str:
 
 # {escape(name)}, swapped
 
-Made by [kswap](https://pypi.org/project/kswap) {results["kswap_version"]}: order {results["order"]}, preset
-{results["preset"]}, seed {results["seed"]}, {results["seconds"]["total"]:.0f} s, training images: {trained_on}.
+Made by [kswap](https://pypi.org/project/kswap) {results["kswap_version"]}: \
+order {results["order"]}, preset
+{results["preset"]}, seed {results["seed"]}, {results["seconds"]["total"]:.0f} s, \
+training images: {trained_on}.
 
 * **Learned:** {listed["learn"]}
 * **Forgotten:** {listed["forget"]}

@@ -1,5 +1,7 @@
-"""Augmentation of a batch, by kornia, on the device; random numbers come from torch's seeded
-generator."""
+"""Augmentation of a batch, by kornia, on the device.
+
+Random numbers come from torch's seeded generator.
+"""
 
 from __future__ import annotations
 

@@ -76,8 +76,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(checkpoints_dir: Path) -> tuple[dict[str, Tensor], Position, list[str]] | None:
-    """Return tensors and position of the newest whole checkpoint, with a note on each damaged
-    one."""
+    """Return tensors and position of the newest whole checkpoint, and notes on damaged ones."""
     notes: list[str] = []
     for folder in sorted(_folders(checkpoints_dir), reverse=True):
         try:

@@ -33,7 +33,8 @@ def make_accelerator(training: TrainingConfig, run_dir: Path) -> Accelerator:
     for tracker in training.trackers:
         if not any(importlib.util.find_spec(name) for name in _PACKAGES[tracker]):
             raise UserError(
-                f"training.trackers: {tracker!r} is not installed; pip install {_PACKAGES[tracker][0]}"
+                f"training.trackers: {tracker!r} is not installed; "
+                f"pip install {_PACKAGES[tracker][0]}"
             )
     if AcceleratorState._shared_state:  # a run before this one in the same process had its own
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -81,8 +82,7 @@ def _check_precision(training: TrainingConfig, device: str) -> None:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Return the peak memory of this process: of the GPU where there is one, else resident
-    memory."""
+    """Return the peak memory of this process: of the GPU where it is used, else resident."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     unit = 1 if sys.platform == "darwin" else 1024

@@ -1,5 +1,7 @@
-"""events.jsonl: one line per logged step; the place where a loss that is not finite is found
-out."""
+"""events.jsonl: one line per logged step.
+
+The place where a loss that is not finite is found out.
+"""
 
 from __future__ import annotations
 
@@ -60,9 +62,9 @@ class EventLog:
             for name, value in terms.items():
                 if not math.isfinite(value):
                     raise NonFiniteLossError(
-                        f"stage {line['stage']}, step {line['step']}: term {name!r} is {value}; the last "
-                        "good state is kept in checkpoints/; lower the learning rate or the term's weight "
-                        "and use another output folder"
+                        f"stage {line['stage']}, step {line['step']}: term {name!r} is {value}; "
+                        "the last good state is kept in checkpoints/; lower the learning rate or "
+                        "the term's weight and use another output folder"
                     )
             self._file.write(json.dumps({**line, "terms": terms}).encode() + b"\n")
             self.last = terms

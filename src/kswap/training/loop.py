@@ -53,8 +53,7 @@ class Trainee:
 def compute_terms(
     units: Units, roles: Tensor, terms: Mapping[str, TermConfig], totals: Mapping[str, int]
 ) -> dict[str, Tensor]:
-    """Return each term, weighted: the sum over its units, divided by their number in the whole
-    batch.
+    """Return each term, weighted: the sum over its units by their number in the whole batch.
 
     Args:
         units: (units, ...) tensors of one micro-batch.
@@ -209,12 +208,11 @@ def enable_checkpointing(model: Any) -> None:
 
 
 def set_modes(model: nn.Module, *, checkpointing: bool) -> None:
-    """Frozen modules in evaluation mode (no dropout, batch statistics stay), LoRA's dropout in
-    training mode.
+    """Put frozen modules in evaluation mode and LoRA's dropout in training mode.
 
-    transformers recomputes activations only in layers whose own `training` flag is set; the flag is
-    set on
-    those layers alone, not on what they contain.
+    In evaluation mode there is no dropout and batch statistics stay. transformers recomputes
+    activations only in layers whose own `training` flag is set; the flag is set on those layers
+    alone, not on what they contain.
     """
     model.eval()
     for name, module in model.named_modules():

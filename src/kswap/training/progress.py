@@ -1,5 +1,7 @@
-"""Progress on a terminal, by rich: stage, epoch, terms, images per second, time left; quiet
-elsewhere."""
+"""Progress on a terminal, by rich; quiet elsewhere.
+
+Stage, epoch, terms, images per second, time left.
+"""
 
 from __future__ import annotations
 
