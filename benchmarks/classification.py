@@ -65,12 +65,7 @@ def run(name: str, seed: int, threads: int) -> str:
     path = configs / f"{name}-{seed}.yaml"
     path.write_text(yaml.safe_dump(config(name, seed), sort_keys=False))
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    command = [
-        sys.executable,
-        "-m",
-        "kswap",
-        "run",
-        str(path)]
+    command = [sys.executable, "-m", "kswap", "run", str(path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     print(f"{name} seed {seed}: status {done.returncode}", flush=True)
     return "" if done.returncode == 0 else f"{name} seed {seed}: {done.stderr[-2000:]}"

@@ -3,10 +3,8 @@
     python benchmarks/step.py [--model FOLDER] [--size 70] [--batch 64] [--repeats 11]
 
 One process, both sides in turn on the same images; the median of the ratios is printed with images
-per second
-and peak memory. Without --model a DINOv2-S architecture with random weights is timed: speed does
-not depend
-on the weights.
+per second and peak memory. Without --model a DINOv2-S architecture with random weights is timed:
+speed does not depend on the weights.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The command line: parse, call the library, print. Nothing heavy is imported before it is needed.
 
 Exit status: 0; 2 for a user's mistake, with one line that says the value, the rule and the fix; 1
-for a bug,
-with a traceback; 143 after SIGTERM, 130 after Ctrl-C.
+for a bug, with a traceback; 143 after SIGTERM, 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -12,10 +11,13 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-import kswap
+from kswap._version import __version__
 from kswap.errors import Terminated, UserError
+
+if TYPE_CHECKING:
+    from kswap.config import SwapConfig
 
 _DESCRIPTION = """\
 A pretrained vision model learns new classes, forgets the classes you name and retains the rest, \
@@ -58,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(words: list[str]) -> int:
     parser = _Parser(prog="kswap", description=_DESCRIPTION, allow_abbrev=False)
-    parser.add_argument("--version", action="version", version=f"kswap {kswap.__version__}")
+    parser.add_argument("--version", action="version", version=f"kswap {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     options: dict[str, _Parser] = {}
 
@@ -145,7 +147,7 @@ def _demo(arguments: argparse.Namespace, overrides: list[str]) -> None:
     _swap(demo_config(arguments.task, arguments.output, overrides))
 
 
-def _swap(config: kswap.SwapConfig) -> None:
+def _swap(config: SwapConfig) -> None:
     from kswap.plan import plan
 
     plan(config)  # a mistake in the stages shows before anything heavy is imported

@@ -1,10 +1,8 @@
 """The configuration of a run: one frozen, typed value.
 
 A YAML file (or a mapping) is merged over a preset (`presets.py`), then command-line overrides are
-merged
-over both, then everything is validated here. Unknown keys are errors. `kswap schema` prints the
-JSON
-Schema of `SwapConfig`.
+merged over both, then everything is validated here. Unknown keys are errors. `kswap schema` prints
+the JSON Schema of `SwapConfig`.
 """
 
 from __future__ import annotations
@@ -59,20 +57,16 @@ class SourceConfig(_Frozen):
 
     data: str | SplitPaths = ""
     """An image folder (one folder a class, or train/validation/test folders of such), a local
-    parquet, arrow,
-    JSONL or CSV file with an image column, a Hugging Face dataset id, or `{train: ..., test: ...}`.
-    May be
-    empty only where the data set is passed in memory to `kswap.swap`."""
+    parquet, arrow, JSONL or CSV file with an image column, a Hugging Face dataset id, or `{train:
+    ..., test: ...}`. May be empty only where the data set is passed in memory to `kswap.swap`."""
     classes: Annotated[tuple[str, ...] | None, BeforeValidator(_as_tuple)] = None
     """Class names that take this role. None: for learn and forget every class of the source, for
-    retain the
-    other classes of the model."""
+    retain the other classes of the model."""
     rename: dict[str, str] = Field(default_factory=dict)
     """Class name in the source -> class name of the model, where they are spelt differently."""
     fraction: Share = 1.0
     """Share of the training images that is used, stratified per class (at least one). Test images
-    are never
-    thinned out."""
+    are never thinned out."""
     image_column: str | None = None
     """Column with the image (bytes, path, or both); found by itself when left out."""
     label_column: str | None = None
@@ -93,8 +87,7 @@ class DataConfig(_Frozen):
     """Decoded images are kept in memory up to this many bytes, in a memory-mapped file beyond."""
     augment: Literal["none", "flip", "flip-crop"] = "none"
     """Augmentation of training batches, on tensors (kornia). The base model's outputs that
-    supervise
-    distillation are those of the image without augmentation."""
+    supervise distillation are those of the image without augmentation."""
 
 
 class AdapterConfig(_Frozen):
@@ -113,8 +106,7 @@ class HeadConfig(_Frozen):
 
     init: Literal["class-mean", "random"] = "class-mean"
     """Start of a new row: the centred mean feature of its training images, scaled to the old rows,
-    or
-    Xavier-uniform (the paper)."""
+    or Xavier-uniform (the paper)."""
     train: Literal["new", "all", "none"] = "new"
     """Rows that train: the new ones, all, or none (the paper freezes the head)."""
 
@@ -158,8 +150,7 @@ class SparsityConfig(_Frozen):
     """Factor alpha of the sum of group norms; 0 leaves it out."""
     method: Literal["proximal", "subgradient"] = "proximal"
     """A proximal step after each optimiser step (groups become exactly zero), or the norm in the
-    loss with an
-    epsilon (the paper)."""
+    loss with an epsilon (the paper)."""
     epsilon: Positive = 1e-8
     """Added under the square root of the sub-gradient form, whose gradient is NaN at a zero
     group."""

@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import kswap
+from kswap._version import __version__
 
 
 def describe_environment(*, model_commit: str | None) -> dict[str, Any]:
@@ -18,7 +18,7 @@ def describe_environment(*, model_commit: str | None) -> dict[str, Any]:
     """
     packages = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy", "pillow")
     return {
-        "kswap": kswap.__version__,
+        "kswap": __version__,
         "commit": _commit(),
         "model_commit": model_commit,
         "python": platform.python_version(),

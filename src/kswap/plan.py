@@ -1,10 +1,9 @@
 """The stages of a run, as data: an order string becomes a tuple of stages.
 
 A role is a function of class and stage. Before the first stage that forgets, a forget class is an
-ordinary
-retained one; before the first that learns, a learn class is not there at all. Once learned, learn
-classes
-are protected by the terms that name their role; once forgotten, forget classes stay so by theirs.
+ordinary retained one; before the first that learns, a learn class is not there at all. Once
+learned, learn classes are protected by the terms that name their role; once forgotten, forget
+classes stay so by theirs.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """One run: load, extend, attach; for every stage of the plan train and score; save.
 
 Each step below is one call into the package that knows how. Whatever a run needs to go on after it
-was
-killed is in a checkpoint; whatever it leaves is written under a temporary name and renamed.
+was killed is in a checkpoint; whatever it leaves is written under a temporary name and renamed.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-import kswap
+from kswap._version import __version__
 from kswap.config import ROLES, Role, Split, SwapConfig
 from kswap.data import SwapData, build_data
 from kswap.environment import describe_environment
@@ -450,7 +449,7 @@ class _Run:
             self.folder.path / "model",
             processor=processor,
             kswap={
-                "version": kswap.__version__,
+                "version": __version__,
                 "learned": names["learn"],
                 "forgotten": forgotten,
             },
@@ -458,7 +457,7 @@ class _Run:
         self._spent("save", begin)
         self.seconds["total"] = sum(v for k, v in self.seconds.items() if k != "total")
         results = {
-            "kswap_version": kswap.__version__,
+            "kswap_version": __version__,
             "task": self.task.name,
             "score_name": self.task.score_name,
             "seed": self.config.seed,

@@ -25,8 +25,7 @@ def bounded_ce_batch(
     """Return ReLU(bound - mean CE), the same value for every unit, in nats.
 
     The paper's form: the bound holds for the mean of the batch, so that a few units with an
-    exploded loss hide
-    those that are not forgotten.
+    exploded loss hide those that are not forgotten.
     """
     loss = functional.cross_entropy(logits, class_ids)
     return functional.relu(_bound(bound, logits) - loss).expand(len(class_ids))
@@ -56,10 +55,8 @@ def masked_distillation(
     """Return T² KL(q ‖ p) of each unit, in nats.
 
     p = softmax(logits / T) over all classes; q = softmax of base_logits / T with the forgotten
-    classes taken
-    out, renormalised, and zero on rows the base lacks: what the base would have answered had the
-    class not
-    existed. At least one class of the base must be kept.
+    classes taken out, renormalised, and zero on rows the base lacks: what the base would have
+    answered had the class not existed. At least one class of the base must be kept.
     """
     num_base = base_logits.shape[-1]
     target = base_logits.float().masked_fill(forgotten, -math.inf).div(temperature)

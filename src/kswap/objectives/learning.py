@@ -47,8 +47,7 @@ def restricted_distillation(
     """Return T² KL(q ‖ p') of each unit, in nats, p' over the kept rows of the base alone.
 
     On images of learn classes: what the base answers among its own classes is kept, while the mass
-    that the
-    new rows take is left free. Both sides leave out the forgotten classes.
+    that the new rows take is left free. Both sides leave out the forgotten classes.
     """
     kept = ~forgotten
     return masked_distillation(

@@ -1,9 +1,8 @@
 """Resumable state: tensors in one safetensors file, everything else in JSON beside its checksum.
 
 A checkpoint is a folder that is written under a temporary name, flushed to the disk and renamed, so
-that it
-is there whole or not at all. Random numbers need no state: they are functions of (seed, stage,
-step).
+that it is there whole or not at all. Random numbers need no state: they are functions of (seed,
+stage, step).
 """
 
 from __future__ import annotations

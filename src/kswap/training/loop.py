@@ -1,8 +1,8 @@
 """The loop over one stage: one forward per step, the terms of the plan, one optimiser step.
 
 Explicit, on Accelerate (mixed precision, gradient scaling, clipping, devices). Everything random in
-step t
-is seeded by (seed, stage, t), so a run that is resumed ends like one that was never interrupted.
+step t is seeded by (seed, stage, t), so a run that is resumed ends like one that was never
+interrupted.
 """
 
 from __future__ import annotations

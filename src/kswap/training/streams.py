@@ -1,8 +1,7 @@
 """Batches of a stage: every stream contributes its share, and there is one forward for all.
 
 Which images step t draws is a function of (seed, stage, stream, t) alone, so a resumed run draws
-what an
-uninterrupted one would have drawn, without any state to save.
+what an uninterrupted one would have drawn, without any state to save.
 """
 
 from __future__ import annotations

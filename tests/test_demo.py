@@ -1,0 +1,65 @@
+"""What ships with the package: small enough, readable, and a demo that can be started twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+import kswap.demo
+from kswap.demo import demo_config
+from kswap.errors import UserError
+
+ASSETS = Path(kswap.demo.__file__).parent / "assets"
+CLASSES = {
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"
+}  # fmt: skip
+
+
+def test_assets_are_under_40_mb():
+    total = sum(path.stat().st_size for path in ASSETS.rglob("*") if path.is_file())
+    assert 10e6 < total < 40e6
+
+
+def test_pictures_of_all_classes_in_both_splits():
+    for split, least in (("train", 100), ("test", 100)):
+        labels = pq.read_table(ASSETS / f"classification/{split}.parquet")["label"].to_pylist()
+        assert set(labels) == CLASSES
+        assert min(labels.count(name) for name in CLASSES) >= least
+
+
+def test_the_reference_never_saw_the_classes_to_forget():
+    for name, knows in (
+        ("base", CLASSES - {"horse", "ship", "truck"}),
+        ("reference", CLASSES - {"cat", "frog"}),
+    ):
+        config = json.loads((ASSETS / f"classification/{name}/config.json").read_text())
+        assert set(config["id2label"].values()) == knows
+
+
+def test_the_base_answers_85_percent_as_unpacked():
+    metrics = json.loads((ASSETS / "classification/base/metrics.json").read_text())
+    assert metrics["test_as_unpacked"]["top1"] >= 85
+    assert metrics["test_as_unpacked"]["num"] == 700
+
+
+def test_the_demos_base_is_written_once_beside_the_run(tmp_path):
+    config = demo_config("classification", tmp_path / "run", ["--seed", "3"])
+    assert config.seed == 3
+    weights = tmp_path / "run-base/model.safetensors"
+    written = weights.stat().st_mtime_ns
+    assert demo_config("classification", tmp_path / "run", ["--seed", "3"]) == config
+    assert weights.stat().st_mtime_ns == written
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="output: "):
+        demo_config("classification", tmp_path / "file" / "run")
+    (tmp_path / "run-base").mkdir()
+    (tmp_path / "run-base" / "mine.txt").write_text("")
+    with pytest.raises(UserError, match="not empty"):
+        demo_config("classification", tmp_path / "run")
