@@ -40,10 +40,10 @@ MODEL_CLASSES = {
     "base": CLASS_NAMES[:7],
     "reference": tuple(name for name in CLASS_NAMES if name not in FORGET_CLASSES),
 }
-NUM_IMAGES = {"train": 200, "test": 100}
+NUM_IMAGES = {"train": 250, "test": 100}
 """Images per class in the demo's pictures."""
 
-NUM_TRAIN_PER_CLASS = 800
+NUM_TRAIN_PER_CLASS = 600
 """Images per class that the models are trained on: the first ones, the demo's train among them."""
 
 OPTIONS = ["--depth", "9", "--epochs", "3"]

@@ -7,6 +7,7 @@ for a bug, with a traceback; 143 after SIGTERM, 130 after Ctrl-C.
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from kswap._version import __version__
-from kswap.errors import Terminated, UserError
+from kswap.errors import Terminated, UserError, printable
 
 if TYPE_CHECKING:
     from kswap.config import SwapConfig
@@ -38,12 +39,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     with_traceback = "--traceback" in words
     words = [word for word in words if word != "--traceback"]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # whatever the terminal's encoding lacks
+            stream.reconfigure(errors="backslashreplace")
     try:
         return _dispatch(words)
     except UserError as error:
         if with_traceback:
             traceback.print_exc()
-        _say(f"kswap: error: {' '.join(str(error).split())}")
+        _say(f"kswap: error: {printable(str(error))}")
         return 2
     except Terminated as stop:
         _say("kswap: stopped by SIGTERM; the state is saved, the same command goes on")
@@ -155,12 +159,12 @@ def _swap(config: SwapConfig) -> None:
     from kswap.report.table import show
     from kswap.swapping import swap
 
-    result = swap(config, on_note=lambda note: _say(f"kswap: {note}"))
+    result = swap(config, on_note=lambda note: _say(f"kswap: {printable(note)}"))
     if result.resumed and not result.notes:
         _say("kswap: this run was begun before; its results:")
     classes = result.results["classes"]
     for verb, role in (("learned", "learn"), ("forgot", "forget"), ("retained", "retain")):
-        _print(f"{verb:9}{', '.join(classes[role]) or '–'}")
+        _print(f"{verb:9}{', '.join(map(printable, classes[role])) or '–'}")
     show(result.results)
     seconds, run_dir = result.results["seconds"]["total"], result.run_dir
     _print(
@@ -202,8 +206,8 @@ def _predict(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from kswap.predicting import predict_images
 
     for path, answers in predict_images(arguments.run, arguments.images, top=arguments.top):
-        shown = ", ".join(f"{label} {100 * share:.1f} %" for label, share in answers)
-        _print(f"{path}: {shown}")
+        shown = ", ".join(f"{printable(label)} {100 * share:.1f} %" for label, share in answers)
+        _print(f"{printable(str(path))}: {shown}")
 
 
 def _schema(arguments: argparse.Namespace, overrides: list[str]) -> None:

@@ -194,6 +194,15 @@ class StageConfig(_Frozen):
     sparsity: SparsityConfig = Field(default_factory=SparsityConfig)
     """Group lasso."""
 
+    @model_validator(mode="after")
+    def _anchor_is_a_stream(self) -> StageConfig:
+        if self.anchor not in self.streams:
+            raise ValueError(
+                f"anchor {self.anchor!r} is no stream of this stage; "
+                f"take one of {', '.join(self.streams)}"
+            )
+        return self
+
 
 class StagesConfig(_Frozen):
     """The three kinds of stage."""
@@ -330,7 +339,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: there is no such file; name a YAML config") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); name a YAML text file") from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError, AttributeError) as error:
         raise UserError(
             f"{path}: not valid YAML ({_one_line(str(error))}); mend the file"
         ) from None
@@ -393,7 +402,7 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
             value = rest.pop(0)
         try:
             parsed = yaml.load(value, Loader=_Loader)
-        except (yaml.YAMLError, ValueError):
+        except (yaml.YAMLError, RecursionError, ValueError, AttributeError):
             parsed = value
         if key in ("order", "model", "output"):
             parsed = value  # never a number or a boolean
@@ -411,8 +420,13 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
 
 def describe(error: ValidationError) -> str:
     """Return one line for the first problem of an error: the key, the value, the rule, the fix."""
-    problem = error.errors()[0]
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    problems = error.errors()
+    in_mapping = {p["loc"][:-2] for p in problems if "SplitPaths" in p["loc"][-2:]}
+    problems = [  # `data: {...}` is meant as SplitPaths: that it is no text either says nothing
+        p for p in problems if p["loc"][-1:] != ("str",) or p["loc"][:-1] not in in_mapping
+    ]
+    problem = problems[0]
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     where = ".".join(str(part) for part in problem["loc"] if part not in ("SplitPaths", "str"))
     if problem["type"] == "extra_forbidden":
         known = _fields_at(problem["loc"][:-1])

@@ -8,7 +8,22 @@ bug.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Control characters, and what Python makes of bytes in file names that are not UTF-8."""
+
+
+def is_printable(text: str) -> bool:
+    """Whether `text` is one line without control characters, and can be written as UTF-8."""
+    return not _UNPRINTABLE.search(text)
+
+
+def printable(text: str) -> str:
+    """Return `text` on one line, what a terminal would act on or cannot show as an escape."""
+    line = " ".join(text.split())
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), line)
 
 
 class UserError(ValueError):

@@ -5,6 +5,7 @@ Without the forgotten rows, and as ONNX, if asked for.
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 from kswap.errors import UserError
@@ -29,7 +30,11 @@ def export(
     Raises:
         UserError: the run is not finished, the folder exists, or nothing would be left of the head.
     """
-    if to_dir.exists() and (not to_dir.is_dir() or any(to_dir.iterdir())):
+    try:
+        occupied = to_dir.exists() and (not to_dir.is_dir() or any(to_dir.iterdir()))
+    except (OSError, ValueError) as error:  # a name too long, a folder that may not be read
+        raise _not_writable(to_dir, error) from None
+    if occupied:
         raise UserError(f"--to: {to_dir} exists already; name a new or empty folder")
     model, processor = load(run_dir)
     swapped = dict(getattr(model.config, "kswap", None) or {})
@@ -49,13 +54,20 @@ def export(
             model.save_pretrained(folder)
             processor.save_pretrained(folder)
         if onnx:
-            export_onnx(model, processor, folder / "model.onnx")
+            try:
+                export_onnx(model, processor, folder / "model.onnx")
+            except RuntimeError as error:  # no exporter takes this family
+                raise UserError(f"--onnx: {error}; export without it") from None
 
     with disk_errors(f"--to {to_dir}"):
         try:
             write_folder(to_dir, write)
-        except PermissionError as error:
-            raise UserError(
-                f"--to: {to_dir} cannot be written to ({error}); name another folder"
-            ) from None
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise _not_writable(to_dir, error) from None
     return sorted(path for path in to_dir.rglob("*") if path.is_file())
+
+
+def _not_writable(to_dir: Path, error: Exception) -> UserError:
+    return UserError(f"--to: {to_dir} cannot be written to ({error}); name another folder")

@@ -14,7 +14,7 @@ from typing import Any
 import filelock
 import yaml
 
-from kswap.config import SwapConfig
+from kswap.config import ROLES, SwapConfig, read_yaml
 from kswap.errors import UserError
 from kswap.files import write_bytes
 
@@ -50,6 +50,11 @@ class RunFolder:
     def results(self) -> Path:
         """The numbers; written last, so that its presence says that the run is finished."""
         return self.path / "results.json"
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether what a finished run leaves for use is there; if not, it can be saved again."""
+        return (self.path / "model").is_dir() and (self.path / "adapter").is_dir()
 
     @property
     def events(self) -> Path:
@@ -113,9 +118,12 @@ def _make(path: Path) -> list[Path]:
     """Create the folder with its parents; return what was created, innermost first."""
     missing = []
     here = path
-    while not here.exists():
-        missing.append(here)
-        here = here.parent
+    try:
+        while not here.exists():
+            missing.append(here)
+            here = here.parent
+    except OSError as error:  # a name too long, a folder that may not be entered
+        raise _not_writable(path, error.strerror) from None
     if not here.is_dir():
         raise UserError(f"output: {here} is a file, not a folder; name another folder")
     try:
@@ -145,8 +153,16 @@ def check_config(folder: RunFolder, config: SwapConfig) -> bool:
         UserError: it holds a run of another config; the first field that differs is named.
     """
     if not folder.config.exists():
+        if left := [p.name for p in (folder.results, folder.checkpoints) if p.exists()]:
+            raise UserError(
+                f"output: {folder.path} holds {left[0]} of a run whose config.yaml is gone; "
+                "restore it, or name another folder"
+            )
         return False
-    before = yaml.safe_load(folder.config.read_text(encoding="utf-8")) or {}
+    try:
+        before = read_yaml(folder.config)
+    except UserError as error:
+        raise UserError(f"output: it holds a run whose {error}, or name another folder") from None
     before.pop("environment", None)
     difference = _first_difference(before, config.to_mapping())
     if difference:
@@ -194,11 +210,24 @@ def read_results(run_dir: Path) -> dict[str, Any]:
     path = run_dir / "results.json"
     try:
         results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        _check_results(results)
     except FileNotFoundError:
         what = "is not finished" if (run_dir / "config.yaml").exists() else "is not a run folder"
         raise UserError(
             f"{run_dir}: {what} (no results.json); name the output of a finished `kswap run`"
         ) from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); run the swap again") from None
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise UserError(
+            f"{path}: cannot be read ({type(error).__name__}: {error}); delete it and run the same "
+            "swap again, which writes it anew from the last checkpoint"
+        ) from None
     return results
+
+
+def _check_results(results: Any) -> None:
+    """Touch what commands read, so that a damaged file is found here and not half-way."""
+    classes, scores = results["classes"], results["stages"][-1]["scores"]
+    for role in ROLES:
+        ", ".join(classes[role])
+        float(scores[role] or 0)
+    float(results["seconds"]["total"])

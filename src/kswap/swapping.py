@@ -25,6 +25,7 @@ from kswap.evaluation import score_roles
 from kswap.files import disk_errors
 from kswap.models import adapter as adapters
 from kswap.models import artefact, head, structure
+from kswap.models.checks import check_fits
 from kswap.models.loading import Loaded, from_objects, load_base
 from kswap.objectives import NEEDS_BASE
 from kswap.objectives.sparsity import num_zero_groups
@@ -43,7 +44,7 @@ from kswap.tasks import batches
 from kswap.tasks.classification import Classification
 from kswap.training.augment import make_augment
 from kswap.training.checkpoint import Position, load_checkpoint, prune, save_checkpoint
-from kswap.training.device import make_accelerator, peak_memory_bytes
+from kswap.training.device import make_accelerator, memory_errors, peak_memory_bytes
 from kswap.training.events import EventLog
 from kswap.training.loop import Trainee, enable_checkpointing, train_stage
 from kswap.training.optimiser import (
@@ -114,12 +115,15 @@ def swap(
     interrupts = Interrupts()
     with (
         interrupts.installed(),
+        memory_errors(),
         disk_errors(f"output {config.output}"),
         open_run(config.output) as folder,
     ):
         known = check_config(folder, config)
         if known and folder.results.exists():
-            return SwapResult(folder.path, read_results(folder.path), resumed=True)
+            results = read_results(folder.path)
+            if folder.is_complete:
+                return SwapResult(folder.path, results, resumed=True)
         accelerator = make_accelerator(config.training, folder.path)
         loaded = from_objects(model, processor) if model is not None else load_base(config.model)
         with progress("images") as report:
@@ -165,6 +169,7 @@ class _Run:
         fingerprint = _fingerprint(self.loaded.model, self.data)
         tensors = self._resume(fingerprint)
         model = self.loaded.model.to(self.accelerator.device)
+        check_fits(model, self._pixels(self._some_images()), self.loaded.source)
         if not self.position.stages:
             self.position.stages.append(self._scored("base", model, self.data.num_base_classes))
         heads = self.heads = head.find_heads(model)
@@ -242,7 +247,7 @@ class _Run:
         before[[c for c, n in self.loaded.id2label.items() if n in self.loaded.forgotten]] = True
         forgotten = before.clone()
         forgotten[list(self.data.class_ids.get("forget", ()))] = True
-        size = self._pixels(next(iter(self.data.sets.values()))["train"].images[:1]).shape[-2:]
+        size = self._pixels(self._some_images()).shape[-2:]
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         if self.config.training.gradient_checkpointing:
             enable_checkpointing(model.get_base_model())
@@ -364,6 +369,9 @@ class _Run:
     def _pixels(self, images: Any) -> Tensor:
         pixels: Tensor = self.data.pixels(images, device=self.accelerator.device)
         return pixels
+
+    def _some_images(self) -> Any:
+        return next(iter(self.data.sets.values()))["train"].images[:1]
 
     def _base_outputs(self, model: Any) -> dict[Role, Tensor]:
         """Return the base's logits on training images of roles whose terms compare with them.
@@ -521,12 +529,20 @@ def _resolve(config: SwapConfig) -> SwapConfig:
     """Make local paths absolute, so that config.yaml can be used from anywhere."""
 
     def absolute(text: str) -> str:
-        path = Path(text).expanduser()
-        return str(path.resolve()) if text and path.exists() else text
+        try:
+            path = Path(text).expanduser()
+            return str(path.resolve()) if text and path.exists() else text
+        except (OSError, ValueError, RuntimeError):  # too long, a null byte, no such user:
+            return text  # said by whoever opens it
 
     values = config.to_mapping()
     values["model"] = absolute(config.model)
-    values["output"] = str(config.output.expanduser().resolve())
+    try:
+        values["output"] = str(config.output.expanduser().resolve())
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"output: {str(config.output)!r} is no path ({error}); name a folder"
+        ) from None
     for role in ROLES:
         source = values.get(role)
         if source and isinstance(source["data"], str):

@@ -14,7 +14,7 @@ from kswap.config import ROLES, Role, SourceConfig
 from kswap.data.labels import LabelIndex, plain
 from kswap.data.table import Source
 from kswap.data.text import count, listed, one_line
-from kswap.errors import UserError, closest
+from kswap.errors import UserError, closest, is_printable
 
 
 @dataclass
@@ -135,6 +135,7 @@ def _learn(
                 f"learn.classes: {one_line(name)!r} {problem} in {source.where}; closest: {near}"
             )
         _refuse_known(name, model, gone)
+        _refuse_unwritable(name, source)
         if found[0] in wanted:
             raise UserError(f"learn.classes: {one_line(name)!r} is named twice; name it once")
         wanted[found[0]] = name.strip()
@@ -146,6 +147,16 @@ def _learn(
     }
     _note_ignored(roles, "learn", source)
     return list(wanted.values())
+
+
+def _refuse_unwritable(name: str, source: Source) -> None:
+    """A new label is written to files and shown on terminals: text, on one line, in UTF-8."""
+    if not name.strip() or not is_printable(name.strip()):
+        raise UserError(
+            f"learn: {name!a} of {source.where} cannot be the name of a class: it is empty, "
+            "or has line breaks, control characters or bytes that are not UTF-8; rename the "
+            "folder, or give another name with learn.rename"
+        )
 
 
 def _refuse_known(name: str, model: LabelIndex, gone: set[int]) -> None:

@@ -60,10 +60,10 @@ def _single_table(role: Role, split: str, path: str, settings: SourceConfig) -> 
 
 
 def _open(role: Role, data: str, settings: SourceConfig) -> Source:
-    path = Path(data).expanduser()
     try:
+        path = Path(data).expanduser()
         is_folder, is_file = path.is_dir(), path.is_file()
-    except (OSError, ValueError) as error:  # a name too long, a null byte
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a null byte, no such user
         raise UserError(
             f"{role}.data: {one_line(data)!r} is not a path ({one_line(error)})"
         ) from None
@@ -104,6 +104,12 @@ def _local_folder(path: Path, settings: SourceConfig) -> Source:
         files = _table_files(folder)
         if files:
             return _files_source(folder, _by_split(folder, files), settings, where=str(path))
+    for key in ("image_column", "label_column"):
+        if getattr(settings, key) is not None:
+            raise UserError(
+                f"{key}: {getattr(settings, key)!r} is a column of a table, but "
+                f"{one_line(path)} is an image folder; leave it out, or name a table file"
+            )
     return folder_source(path)
 
 
@@ -229,6 +235,7 @@ def _dataset_source(
 @contextmanager
 def _reading(where: str) -> Iterator[None]:
     """Load quietly; every failure of the datasets library becomes one line."""
+    from datasets import logging
     from datasets.utils import (
         disable_progress_bars,
         enable_progress_bars,
@@ -238,7 +245,9 @@ def _reading(where: str) -> Iterator[None]:
     restore: Callable[[], None] = (
         enable_progress_bars if is_progress_bar_enabled() else disable_progress_bars
     )
+    level = logging.get_verbosity()
     disable_progress_bars()
+    logging.set_verbosity(logging.CRITICAL)  # it logs what it raises
     try:
         yield
     except UserError:
@@ -250,4 +259,5 @@ def _reading(where: str) -> Iterator[None]:
             "check the name, the file and the network"
         ) from None
     finally:
+        logging.set_verbosity(level)
         restore()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from kswap.errors import printable
+
 NAME_LIMIT = 10
 TEXT_LIMIT = 240
 
 
 def one_line(text: object, limit: int = TEXT_LIMIT) -> str:
     """Return `text` on one line, cut in the middle beyond `limit` characters."""
-    line = " ".join(str(text).split())
+    line = printable(str(text))
     if len(line) <= limit:
         return line
     return f"{line[: limit // 2]}…{line[-(limit // 2) :]}"

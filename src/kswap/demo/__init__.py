@@ -34,6 +34,7 @@ def demo_config(task: str, output: Path, overrides: Sequence[str] = ()) -> SwapC
             "learn": {"data": images, "classes": ["horse", "ship", "truck"]},
             "forget": {"data": images, "classes": ["cat", "frog"]},
             "retain": {"data": images},
+            "data": {"augment": "flip"},  # photographs may be mirrored
             "output": str(output),
         },
         overrides,

@@ -21,13 +21,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from kswap.config import AdapterConfig
+from kswap.errors import UserError
 from kswap.models.head import head_linear
 from kswap.models.structure import FfnBlock, shown
 
 ADAPTER_NAME = "default"
 
 
-class AdapterNotMovedError(RuntimeError):
+class AdapterNotMovedError(UserError):
     """A stage has ended and some adapter tensors are what they were when it began."""
 
 
@@ -148,7 +149,9 @@ def check_moved(
         still.append(name)
     if still:
         raise AdapterNotMovedError(
-            f"stage {stage}: {len(still)} of {len(now)} adapter tensors never moved: {shown(still)}"
+            f"stage {stage}: {len(still)} of {len(now)} adapter tensors never moved: "
+            f"{shown(still)}; raise the stage's learning rate or number of steps, or give its "
+            "terms more weight"
         )
 
 

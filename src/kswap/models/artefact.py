@@ -129,13 +129,19 @@ def save_model(model: PreTrainedModel, to_dir: str | Path, *, processor: Any) ->
 
 
 def load(run_dir: str | Path) -> tuple[PreTrainedModel, Any]:
-    """Return the model and the processor of a finished run (RUN/model).
+    """Return the model and the processor of a finished run (RUN/model), or of an exported folder.
 
     Raises:
         UserError: the folder is no run, or the run is not finished.
     """
-    folder = Path(run_dir) / "model"
-    if not folder.is_dir():
+    run_dir = Path(run_dir)
+    try:
+        exported = (run_dir / "config.json").is_file() and not (run_dir / "model").is_dir()
+        folder = run_dir if exported else run_dir / "model"
+        found = folder.is_dir()
+    except OSError as error:  # a name too long
+        raise UserError(f"{run_dir}: is no folder ({error.strerror}); name one") from None
+    if not found:
         raise UserError(f"{run_dir}: has no model folder; name the folder of a finished run")
     loaded = load_base(str(folder))
     return loaded.model, loaded.processor

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 from kswap.errors import UserError
@@ -141,6 +144,19 @@ def check_loading(name: str, info: Mapping[str, Any]) -> None:
         raise UserError(
             f"model: {name!r} cannot be loaded ({brief(info['error_msgs'][0])}); check its weights"
         )
+
+
+def check_fits(model: PreTrainedModel, pixel_values: Tensor, name: str) -> None:
+    """Refuse an image processor whose images are not what the model takes."""
+    try:
+        with torch.no_grad():
+            model(pixel_values=pixel_values)
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        raise UserError(
+            f"model: {name!r} cannot take images of {tuple(pixel_values.shape[-2:])} pixels, which "
+            f"its image processor makes ({brief(error)}); correct size or crop_size in "
+            "preprocessor_config.json"
+        ) from None
 
 
 def _few(names: list[str]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -144,9 +145,20 @@ def _difference(wrapped: nn.Module, pixels: Tensor, path: Path) -> float:
 
 
 @contextlib.contextmanager
+def _without_log() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+@contextlib.contextmanager
 def _silent() -> Iterator[None]:
     """Keep the exporters' progress lines and warnings away from the user."""
     with (
+        _without_log(),
         warnings.catch_warnings(),
         contextlib.redirect_stdout(io.StringIO()),
         contextlib.redirect_stderr(io.StringIO()),

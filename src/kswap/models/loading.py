@@ -125,10 +125,16 @@ def _local_folder(name: str) -> Path | None:
     """Return the folder that `name` means, or None for a hub id."""
     if not name.strip():
         raise UserError("model: '' is no model; give a hub id or a folder")
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists():
+    try:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            return path
+        is_file = path.exists()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a null byte, no such user
+        raise UserError(
+            f"model: {brief(name)!r} is no path ({brief(error)}); give a hub id or a folder"
+        ) from None
+    if is_file:
         raise UserError(f"model: {name!r} is a file; name the folder that holds it and config.json")
     looks_like_path = path.is_absolute() or name[0] in ".~" or "\\" in name or name.count("/") != 1
     if looks_like_path and not ("/" not in name and name[0] not in ".~"):

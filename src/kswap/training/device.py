@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -79,6 +81,27 @@ def _check_precision(training: TrainingConfig, device: str) -> None:
             f"training.precision: {precision!r} cannot be computed on this {device}; take "
             f"{' or '.join(name for name, able in can.items() if able)}"
         )
+
+
+@contextlib.contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turn too little memory, on whatever device, into one clear line.
+
+    Raises:
+        UserError: an allocation failed.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        text = " ".join(str(error).split())
+        small = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not small and "can't allocate memory" not in text:
+            raise
+        raise UserError(
+            f"the memory is too small ({text[:200]}); lower the streams' batch_size, "
+            "training.eval_batch_size or adapter.rank, or raise training.accumulation, and name "
+            "another output folder"
+        ) from error
 
 
 def peak_memory_bytes(device: torch.device) -> int:
