@@ -13,19 +13,15 @@ import argparse
 import concurrent.futures
 import json
 import os
-import statistics
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
-from scipy import stats
+from tables import stage_rows, stage_table, write_section
 
-ROOT = Path(__file__).parents[1]
 CACHE = Path(os.environ.get("KSWAP_BENCH", Path.home() / ".cache/kswap-data/bench"))
-RESULTS = ROOT / "docs/results.md"
-BEGIN, END = "<!-- begin: classification -->", "<!-- end: classification -->"
 SEEDED = (
     "default-LF",
     "paper-LF",
@@ -36,7 +32,6 @@ SEEDED = (
     "paper-J",
 )
 ONCE = ("default-LFL", "default-FLF")
-ROLES = ("learn", "forget", "retain")
 
 
 def config(name: str, seed: int) -> dict[str, Any]:
@@ -71,43 +66,15 @@ def run(name: str, seed: int, threads: int) -> str:
     return "" if done.returncode == 0 else f"{name} seed {seed}: {done.stderr[-2000:]}"
 
 
-def interval(values: list[float]) -> str:
-    """Return mean and half-width of the 95 % t-interval, in percent."""
-    mean = 100 * statistics.mean(values)
-    if len(values) < 2:
-        return f"{mean:.1f}"
-    half = 100 * stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
-    return f"{mean:.1f} ± {half:.1f}"
-
-
 def table(seeds: list[int]) -> str:
     """Return the Markdown table of the finished runs: every role after every stage."""
-    head = "| preset, order | seeds | after | learn | forget | retain | seconds |"
-    lines = [head, "|---|---:|---|---:|---:|---:|---:|"]
+    rows: list[str] = []
     for name in (*SEEDED, *ONCE):
-        found = [
-            json.loads(path.read_text())
-            for seed in seeds
-            if (path := CACHE / f"runs/{name}-{seed}/results.json").exists()
-        ]
-        for number, stage in enumerate(found[0]["stages"] if found else []):
-            cells = [
-                interval([r["stages"][number]["scores"][role] for r in found]) for role in ROLES
-            ]
-            first = f"`{name.rsplit('-', 1)[0]}` {name.rsplit('-', 1)[1]}" if number == 0 else ""
-            seconds = statistics.median(r["seconds"]["total"] for r in found)
-            last = f"{seconds:.0f}" if number == 0 else ""
-            count = str(len(found)) if number == 0 else ""
-            lines.append(f"| {first} | {count} | {stage['name']} | {' | '.join(cells)} | {last} |")
-    return "\n".join(lines)
-
-
-def write_table(seeds: list[int]) -> None:
-    """Replace what stands between the markers of docs/results.md."""
-    text = RESULTS.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    RESULTS.write_text(f"{before}{BEGIN}\n{table(seeds)}\n{END}{after}", encoding="utf-8")
+        paths = [CACHE / f"runs/{name}-{seed}/results.json" for seed in seeds]
+        found = [json.loads(path.read_text()) for path in paths if path.exists()]
+        preset, order = name.rsplit("-", 1)
+        rows += stage_rows(f"`{preset}` {order}", found)
+    return stage_table(rows)
 
 
 def main() -> int:
@@ -133,8 +100,8 @@ def main() -> int:
         threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
         with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
             failures = [f for f in pool.map(lambda job: run(*job, threads), jobs) if f]
-    write_table(arguments.seeds)
-    print("\n".join(failures) or f"written to {RESULTS}")
+    write_section("classification", table(arguments.seeds))
+    print("\n".join(failures))
     return 1 if failures else 0
 
 

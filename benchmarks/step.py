@@ -1,22 +1,27 @@
 """Cost of a training step against two forwards of the same batch through the bare model.
 
-    python benchmarks/step.py [--model FOLDER] [--size 70] [--batch 64] [--repeats 11]
+    python benchmarks/step.py                        # the cases below, written to docs/results.md
+    python benchmarks/step.py --size 70 --batch 64 [--repeats 11]    # one case, printed
 
-One process, both sides in turn on the same images; the median of the ratios is printed with images
-per second and peak memory. Without --model a DINOv2-S architecture with random weights is timed:
-speed does not depend on the weights.
+One process a case, both sides in turn on the same images; the median of the ratios is given with
+images per second and peak memory. A DINOv2-S architecture with random weights is timed: speed does
+not depend on the weights.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from tables import write_section
+from transformers import Dinov2Config, Dinov2ForImageClassification
 
 from kswap.config import SwapConfig
 from kswap.data import ImageSet
@@ -32,16 +37,15 @@ from kswap.training.streams import Streams
 NUM_OLD = 7
 
 
-def bare_model(path: str | None, size: int) -> torch.nn.Module:
-    """Return the base classifier."""
-    from transformers import (
-        AutoModelForImageClassification,
-        Dinov2Config,
-        Dinov2ForImageClassification,
-    )
+CASES = ((70, 64), (224, 16))
+HEAD = (
+    "| model | size | batch | threads | step / two forwards: median (min–max) | images/s "
+    "| peak memory |\n|---|---:|---:|---:|---:|---:|---:|"
+)
 
-    if path:
-        return AutoModelForImageClassification.from_pretrained(path).eval()
+
+def bare_model(size: int) -> torch.nn.Module:
+    """Return the base classifier."""
     config = Dinov2Config(
         hidden_size=384,
         num_hidden_layers=12,
@@ -53,16 +57,31 @@ def bare_model(path: str | None, size: int) -> torch.nn.Module:
 
 
 def main() -> int:
-    """Time both sides and print a line of Markdown."""
+    """Time one case, or all of them, each in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model")
-    parser.add_argument("--size", type=int, default=70)
+    parser.add_argument("--size", type=int)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=11)
     options = parser.parse_args()
+    if options.size:
+        print(measure(options.size, options.batch, options.repeats))
+        return 0
+    rows = []
+    for size, batch in CASES:
+        words = ["--size", str(size), "--batch", str(batch), "--repeats", str(options.repeats)]
+        done = subprocess.run([sys.executable, __file__, *words], stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            return done.returncode
+        rows.append(done.stdout.strip().splitlines()[-1])
+    write_section("step", "\n".join([HEAD, *rows]))
+    return 0
+
+
+def measure(size: int, batch_size: int, repeats: int) -> str:
+    """Return one row of the table."""
     torch.manual_seed(0)
-    model = bare_model(options.model, options.size)
-    share = options.batch // 4
+    model = bare_model(size)
+    share = batch_size // 4
     sources = {role: {"data": "-", "classes": [role]} for role in ("learn", "forget", "retain")}
     streams_of = {
         "learn": {"batch_size": share},
@@ -75,7 +94,7 @@ def main() -> int:
     noise = np.random.default_rng(0)
 
     def images(class_id: int, count: int) -> ImageSet:
-        pixels = noise.integers(0, 256, (count, options.size, options.size, 3), dtype=np.uint8)
+        pixels = noise.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
         return ImageSet(pixels, np.full(count, class_id))
 
     sets = {
@@ -92,8 +111,6 @@ def main() -> int:
     x = pixels(np.concatenate([s.images for s in sets.values()]))
     blocks = structure.find_ffn_blocks(model)
     heads = head.find_heads(model)
-    import copy
-
     bare = copy.deepcopy(model)
     head.extend_head(
         model,
@@ -102,7 +119,6 @@ def main() -> int:
         seed=0,
     )
     swapped = adapter.attach(model, blocks, config.adapter, head_names=heads, seed=0)
-    head.freeze_old_rows(swapped, heads, NUM_OLD)
     named = [(n, p) for n, p in swapped.named_parameters() if p.requires_grad]
     forgotten = torch.tensor([True] + [False] * (NUM_OLD - 1))
     trainee = Trainee(
@@ -144,21 +160,15 @@ def main() -> int:
     with Path("/dev/null").open("wb") as nowhere:
         events._file = nowhere
         two_forwards(), step()
-        pairs = [(seconds(step), seconds(two_forwards)) for _ in range(options.repeats)]
+        pairs = [(seconds(step), seconds(two_forwards)) for _ in range(repeats)]
     ratios = sorted(a / b for a, b in pairs)
     step_s = statistics.median(a for a, _ in pairs)
-    print(
-        "| model | size | batch | threads | step / two forwards: median (min–max) "
-        "| images/s | peak memory |"
-    )
-    print("|---|---:|---:|---:|---:|---:|---:|")
-    print(
-        f"| {type(bare).__name__} | {options.size} | {len(x)} | {torch.get_num_threads()} "
+    return (
+        f"| {type(bare).__name__} | {size} | {len(x)} | {torch.get_num_threads()} "
         f"| {statistics.median(ratios):.2f} ({ratios[0]:.2f}–{ratios[-1]:.2f}) "
         f"| {len(x) / step_s:.0f} "
         f"| {peak_memory_bytes(accelerator.device) / 2**20:.0f} MiB |"
     )
-    return 0
 
 
 if __name__ == "__main__":
