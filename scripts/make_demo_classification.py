@@ -43,7 +43,7 @@ MODEL_CLASSES = {
 NUM_IMAGES = {"train": 250, "test": 100}
 """Images per class in the demo's pictures."""
 
-NUM_TRAIN_PER_CLASS = 600
+NUM_TRAIN_PER_CLASS = 450
 """Images per class that the models are trained on: the first ones, the demo's train among them."""
 
 OPTIONS = ["--depth", "9", "--epochs", "3"]

@@ -90,7 +90,7 @@ def new_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def values(base_dir: Path, old_images: Path, new_images: Path, tmp_path: Path) -> dict[str, Any]:
     """A config that learns yellow and magenta, forgets red and retains the rest."""
-    stage = {"max_steps": 6, "optimiser": {"lr": 1e-2}}
+    stage = {"epochs": 5.0, "max_steps": 6, "optimiser": {"lr": 1e-2}}
     return {
         "model": str(base_dir),
         "learn": {"data": str(new_images)},

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -105,7 +106,7 @@ def test_a_run_that_dies_while_saving_ends_bit_equal(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"kswap.swapping.{where}", die)
+        patch.setattr(f"kswap.running.{where}", die)
         with pytest.raises(Killed):
             kswap.swap(SwapConfig.from_mapping(values))
     assert not (tmp_path / "killed/results.json").exists()
@@ -173,14 +174,12 @@ def test_a_changed_config_is_refused_and_the_field_named(values):
 
 
 def test_changed_images_are_refused(values, undisturbed, tmp_path, old_images, monkeypatch):
-    import shutil
-
     mine = tmp_path / "mine"
     shutil.copytree(old_images, mine)
     values["retain"]["data"] = str(mine)
     values["output"] = str(tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr("kswap.swapping.write_card", lambda *a, **k: (_ for _ in ()).throw(Killed()))
+        patch.setattr("kswap.running.write_card", lambda *a, **k: (_ for _ in ()).throw(Killed()))
         with pytest.raises(Killed):
             kswap.swap(SwapConfig.from_mapping(values))
     (mine / "blue" / "000.png").unlink()
@@ -212,6 +211,7 @@ def test_a_full_disk_is_one_line_and_the_checkpoint_is_intact(
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(values):
     values["stages"]["forget"]["optimiser"] = {"lr": 1e30}
+    values["stages"]["forget"]["sparsity"] = {"weight": 0.0}  # its step would zero what explodes
     with pytest.raises(
         NonFiniteLossError, match=r"stage 2-forget, step \d+: term '\w+' is (nan|inf)"
     ):
@@ -221,3 +221,31 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(v
     tensors, position, _ = load_checkpoint(Path(values["output"]) / "checkpoints")
     assert position.stage == 2
     assert all(t.isfinite().all() for t in tensors.values())
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff\0", b"{}"])
+@pytest.mark.parametrize("name", ["config.yaml", "results.json"])
+def test_a_damaged_run_folder_is_one_line(values, name, content):
+    config = SwapConfig.from_mapping(values)
+    folder = kswap.swap(config).run_dir
+    (folder / name).write_bytes(content)
+    with pytest.raises(UserError, match=r"another folder|run the same swap again"):
+        kswap.swap(config)
+
+
+def test_what_is_lost_of_a_finished_run_is_saved_again(values):
+    config = SwapConfig.from_mapping(values)
+    folder = kswap.swap(config).run_dir
+    before = outcome(folder)
+    for name in ("model", "adapter"):
+        shutil.rmtree(folder / name)
+        kswap.swap(config)
+        assert outcome(folder) == before
+
+
+def test_checkpoints_without_their_config_are_not_gone_on_from(values):
+    folder = kswap.swap(SwapConfig.from_mapping(values)).run_dir
+    (folder / "config.yaml").unlink()
+    (folder / "results.json").unlink()
+    with pytest.raises(UserError, match=r"checkpoints of a run whose config\.yaml is gone"):
+        kswap.swap(SwapConfig.from_mapping({**values, "seed": 5}))

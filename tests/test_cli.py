@@ -171,7 +171,97 @@ def order_without_forget_data(v, tmp):
     v.pop("forget")
 
 
+def output_in_the_data(v, tmp):
+    v["learn"]["data"] = str(only(tmp / "x", "yellow"))
+    v["output"] = str(tmp / "x/images/run")
+
+
+def output_too_long(v, tmp):
+    v["output"] = str(tmp / ("y" * 300))
+
+
+def output_with_a_null_byte(v, tmp):
+    v["output"] = "a\0b"
+
+
+def model_too_long(v, tmp):
+    v["model"] = "x" * 5000
+
+
+def data_too_long(v, tmp):
+    v["learn"]["data"] = "x" * 5000
+
+
+def data_of_nobody(v, tmp):
+    v["learn"]["data"] = "~there-is-no-such-user/x"
+
+
+def wrong_architectures(v, tmp):
+    path = copy_base(v, tmp) / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "architectures": 3}))
+
+
+def wrong_forgotten(v, tmp):
+    path = copy_base(v, tmp) / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "kswap": {"forgotten": 3}}))
+
+
+def processor_of_another_size(v, tmp):
+    path = copy_base(v, tmp) / "preprocessor_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps({**settings, "size": {"height": 64, "width": 64}}))
+
+
+def every_class_forgotten(v, tmp):
+    v["forget"]["classes"] = list(OLD)
+    v["retain"] = None
+
+
+def name_with_a_line_break(v, tmp):
+    v["learn"]["rename"] = {"yellow": "yel\nlow"}
+
+
+def empty_name(v, tmp):
+    v["learn"]["rename"] = {"yellow": " "}
+
+
+def folder_that_is_not_utf8(v, tmp):
+    images = only(tmp / "x", "yellow")
+    (images / "yellow").rename(os.fsdecode(os.fsencode(images) + b"/\xff"))
+    v["learn"]["data"] = str(images)
+
+
+def column_of_a_folder(v, tmp):
+    v["learn"]["image_column"] = "photo"
+
+
+def pipe_among_the_images(v, tmp):
+    images = only(tmp / "x", "yellow")
+    os.mkfifo(images / "yellow/pipe.png")
+    v["learn"]["data"] = str(images)
+
+
+def anchor_that_is_no_stream(v, tmp):
+    v["stages"]["learn"]["anchor"] = "nowhere"
+
+
 BAD = [
+    (output_in_the_data, "lies in the data of learn"),
+    (output_too_long, "cannot be written to"),
+    (output_with_a_null_byte, "is no path"),
+    (model_too_long, "is no path"),
+    (data_too_long, "is not a path"),
+    (data_of_nobody, "is not a path"),
+    (processor_of_another_size, "cannot take images of (64, 64) pixels"),
+    (wrong_architectures, "architectures in config.json"),
+    (wrong_forgotten, "kswap.forgotten in config.json"),
+    (every_class_forgotten, "these are all 4 classes"),
+    (name_with_a_line_break, "'yel\\nlow'"),
+    (empty_name, "cannot be the name of a class"),
+    (folder_that_is_not_utf8, "'\\udcff'"),
+    (column_of_a_folder, "'photo' is a column of a table"),
+    (pipe_among_the_images, "pipe.png"),
+    (anchor_that_is_no_stream, "anchor 'nowhere' is no stream"),
     (no_folder, "none"),
     (empty_folder, "empty"),
     (no_class_folders, "class"),
@@ -255,6 +345,9 @@ def test_bad_images_can_be_skipped_and_are_listed(values, tmp_path, capsys):
         (["export", "none"], "--to"),
         (["predict", "none", "x.png"], "x.png: there is no such file"),
         (["predict", "none", "x.png", "--top", "0"], "--top: 0"),
+        (["predict", "none", "x" * 5000], "is no file"),
+        (["export", "y" * 5000, "--to", "x"], "is no folder"),
+        (["export", "none", "--to", "x" * 300], "cannot be written to"),
     ],
 )
 def test_bad_commands(tmp_path, monkeypatch, capsys, words, named):
@@ -318,6 +411,59 @@ def test_onnx_gives_the_runs_logits_and_dropped_rows_are_gone(values, tmp_path, 
         session = onnxruntime.InferenceSession(str(tmp_path / to / "model.onnx"))
         logits = torch.from_numpy(session.run(None, inputs)[0])
         assert torch.allclose(logits, expected[:, list(rows)], atol=1e-4)
+
+
+def test_a_run_that_fails_in_training_is_one_line(values, tmp_path, capsys):
+    words = ["--stages.learn.optimiser.lr", "1e-40"]
+    assert "never moved" in refused(run(values, tmp_path, *words), capsys)
+    words = ["--adapter.rank", "1000000000000", "--output", str(tmp_path / "large")]
+    assert "the memory is too small" in refused(run(values, tmp_path, *words), capsys)
+
+
+def test_what_a_finished_run_is_used_for(values, tmp_path, capsys, new_images):
+    assert main(run(values, tmp_path)) == 0
+    folder, to, image = tmp_path / "run", tmp_path / "out", str(new_images / "yellow/000.png")
+    assert main(["export", str(folder), "--to", str(to), "--drop-forgotten"]) == 0
+    capsys.readouterr()
+    for exported in (to, folder / "model"):  # as the help says, not only a run folder
+        assert main(["predict", str(exported), image]) == 0
+        assert "%" in capsys.readouterr().out
+    said = refused(["export", str(folder), "--to", "/dev/null/x"], capsys)
+    assert "--to: /dev/null/x cannot be written to" in said
+    (to / "preprocessor_config.json").write_text("{}")
+    assert "its image processor makes" in refused(["predict", str(to), image], capsys)
+
+
+def test_names_that_are_not_utf8_are_shown_and_saved(values, tmp_path, capsys, old_images):
+    images = shutil.copytree(old_images, tmp_path / "images")
+    Path(os.fsdecode(os.fsencode(images) + b"/red/\xff.png")).write_text("no image")
+    values["forget"]["data"] = str(images)
+    values["data"] = {"on_bad_image": "skip"}
+    assert main(run(values, tmp_path)) == 0
+    assert "\\udcff.png" in capsys.readouterr().err
+    assert "\\\\udcff.png" in (tmp_path / "run/results.json").read_text()
+
+
+def test_control_characters_do_not_reach_the_terminal(values, tmp_path, capsys):
+    images = only(tmp_path / "x", "yellow")
+    (images / "yellow/\x1b[31m.png").write_text("no image")
+    values["learn"]["data"] = str(images)
+    assert "\\x1b[31m.png" in refused(run(values, tmp_path), capsys)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_output_that_nobody_takes():
+    def schema(redirect: str) -> tuple[int, str]:
+        words = f"{sys.executable} -m kswap schema {redirect}"
+        done = subprocess.run(["bash", "-c", words], capture_output=True, text=True)
+        return done.returncode, done.stderr
+
+    status, said = schema("> /dev/full")
+    assert status == 2
+    assert said.startswith("kswap: error: standard output cannot be written to")
+    assert len(said.splitlines()) == 1
+    assert schema(">&-") == (0, "")
+    assert schema("2>&1 >/dev/null | true; exit ${PIPESTATUS[0]}")[0] in (0, 141)
 
 
 def test_schema_is_json(capsys):

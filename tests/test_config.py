@@ -7,7 +7,7 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from kswap.config import SwapConfig, json_schema, merge, parse_overrides
+from kswap.config import SwapConfig, json_schema, merge, parse_overrides, read_yaml
 from kswap.errors import UserError
 from kswap.presets import PRESETS
 
@@ -213,3 +213,18 @@ def test_schema_accepts_what_users_write():
     jsonschema.validate(MINIMAL, json_schema())
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({**MINIMAL, "ordr": "LF"}, json_schema())
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [({"train": "x", "bogus": 1}, "data.bogus: unknown key"), ({"test": "x"}, "train: is missing")],
+)
+def test_a_wrong_mapping_of_splits_is_not_called_a_wrong_text(data, said):
+    with pytest.raises(UserError, match=said):
+        SwapConfig.from_mapping({"model": "m", "learn": {"data": data}, "order": "L"})
+
+
+def test_a_tag_that_does_not_fit_its_value_is_no_traceback(tmp_path):
+    (tmp_path / "a.yaml").write_text("a: !!timestamp x")
+    with pytest.raises(UserError, match="not valid YAML"):
+        read_yaml(tmp_path / "a.yaml")

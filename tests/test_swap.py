@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ import kswap
 from kswap.config import SwapConfig
 from kswap.errors import UserError
 from kswap.plan import plan
+from kswap.running import _fingerprint
 
 PLAIN = """
 import json, sys
@@ -230,3 +232,18 @@ def test_precision_that_cannot_be_had_is_refused(values, monkeypatch):
         ):
             kswap.swap(SwapConfig.from_mapping(values))
     assert not Path(values["output"]).exists()
+
+
+def test_scalars_of_batch_norm_are_part_of_the_fingerprint():
+    data = SimpleNamespace(sets={})
+    norm = torch.nn.BatchNorm2d(3)
+    before = _fingerprint(norm, data)
+    norm.num_batches_tracked += 1
+    assert _fingerprint(norm, data) != before
+
+
+def test_misuse_in_python_is_named(values):
+    with pytest.raises(UserError, match="a dict is no SwapConfig"):
+        kswap.swap(values)
+    with pytest.raises(UserError, match="without a model"):
+        kswap.swap(SwapConfig.from_mapping(values), processor=tiny_processor())

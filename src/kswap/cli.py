@@ -7,10 +7,12 @@ for a bug, with a traceback; 143 after SIGTERM, 130 after Ctrl-C.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
+import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -43,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # whatever the terminal's encoding lacks
             stream.reconfigure(errors="backslashreplace")
     try:
-        return _dispatch(words)
+        status = _dispatch(words)
+        _flush()
+        return status
     except UserError as error:
         if with_traceback:
             traceback.print_exc()
@@ -56,6 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say("kswap: interrupted; the same command goes on from the last checkpoint")
         return 130
     except BrokenPipeError:
+        # what Python would write at its end goes nowhere, without a complaint
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception:
         traceback.print_exc()
@@ -233,12 +240,34 @@ def _quieten() -> None:
 
 
 def _print(text: str) -> None:
-    sys.stdout.write(text + "\n")
+    if sys.stdout is not None:  # None: closed by who started us
+        with _output_errors():
+            sys.stdout.write(text + "\n")
+
+
+def _flush() -> None:
+    if sys.stdout is not None:
+        with _output_errors():
+            sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _output_errors() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UserError(
+            f"standard output cannot be written to ({error.strerror}); send it elsewhere"
+        ) from None
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(text + "\n")
+            sys.stderr.flush()
 
 
 if __name__ == "__main__":

@@ -41,6 +41,6 @@ def disk_errors(what: str) -> Iterator[None]:
         if full or "No space left on device" in str(error) or "os error 28" in str(error):
             raise DiskFullError(
                 f"{what}: the disk is full; free some space and start the same command again "
-                "(it goes on from the last checkpoint)"
+                "(a run goes on from its last checkpoint)"
             ) from error
         raise

@@ -6,55 +6,34 @@ was killed is in a checkpoint; whatever it leaves is written under a temporary n
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from kswap._version import __version__
-from kswap.config import ROLES, Role, Split, SwapConfig
+from kswap.config import ROLES, Role, SwapConfig
 from kswap.data import SwapData, build_data
 from kswap.environment import describe_environment
-from kswap.errors import Terminated, UserError
+from kswap.errors import UserError
 from kswap.evaluation import score_roles
 from kswap.files import disk_errors
-from kswap.models import adapter as adapters
-from kswap.models import artefact, head, structure
+from kswap.models import artefact
 from kswap.models.checks import check_fits
 from kswap.models.loading import Loaded, from_objects, load_base
-from kswap.objectives import NEEDS_BASE
-from kswap.objectives.sparsity import num_zero_groups
+from kswap.objectives import NEEDS_KEPT
 from kswap.plan import Stage, plan
-from kswap.report.card import write_card
 from kswap.run_folder import (
-    RunFolder,
     check_config,
     open_run,
     read_results,
     write_config,
-    write_results,
 )
+from kswap.running import Run
 from kswap.signals import Interrupts
-from kswap.tasks import batches
 from kswap.tasks.classification import Classification
-from kswap.training.augment import make_augment
-from kswap.training.checkpoint import Position, load_checkpoint, prune, save_checkpoint
-from kswap.training.device import make_accelerator, memory_errors, peak_memory_bytes
-from kswap.training.events import EventLog
-from kswap.training.loop import Trainee, enable_checkpointing, train_stage
-from kswap.training.optimiser import (
-    Trainables,
-    load_optimiser_state,
-    make_optimiser,
-    optimiser_state,
-)
+from kswap.training.device import make_accelerator, memory_errors
 from kswap.training.progress import progress
-from kswap.training.streams import Streams
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -108,10 +87,18 @@ def swap(
         Terminated: SIGTERM was received; the state is saved.
     """
     begin = time.perf_counter()
+    if not isinstance(config, SwapConfig):
+        raise UserError(
+            f"config: a {type(config).__name__} is no SwapConfig; make one with "
+            "SwapConfig.from_yaml or SwapConfig.from_mapping"
+        )
+    if processor is not None and model is None:
+        raise UserError("processor: is given without a model; pass model too, or neither")
     config = _resolve(config)
     given: dict[Role, Any] = {"learn": learn, "forget": forget, "retain": retain}
     in_memory = {role: source for role, source in given.items() if source is not None}
     stages = plan(config)
+    _check_output_outside_data(config)
     interrupts = Interrupts()
     with (
         interrupts.installed(),
@@ -136,359 +123,18 @@ def swap(
                 cache_dir=folder.cache,
                 on_progress=report,
             )
+        check_fits(loaded.model, data.pixels(_some_images(data)), loaded.source)
+        _check_something_is_kept(stages, data, loaded)
         for note in data.notes:
             on_note(note)
+        if getattr(loaded.model.config, "problem_type", None) == "multi_label_classification":
+            on_note("the model is a multi-label one; here it is trained for one label per image")
         if not known:
             write_config(folder, config, describe_environment(model_commit=loaded.commit))
         seconds = {"load": time.perf_counter() - begin}
-        run = _Run(config, stages, folder, loaded, data, accelerator, interrupts, on_note, seconds)
+        run = Run(config, stages, folder, loaded, data, accelerator, interrupts, on_note, seconds)
         results = run.finish()
         return SwapResult(folder.path, results, data.notes, resumed=known)
-
-
-@dataclass
-class _Run:
-    """The state of one run between its steps."""
-
-    config: SwapConfig
-    stages: tuple[Stage, ...]
-    folder: RunFolder
-    loaded: Loaded
-    data: SwapData
-    accelerator: Any
-    interrupts: Interrupts
-    on_note: Callable[[str], None]
-    seconds: dict[str, float]
-    task: Classification = field(default_factory=Classification)
-    position: Position = field(default_factory=Position)
-    heads: tuple[str, ...] = ()
-    base_features: dict[Role, dict[str, Tensor]] = field(default_factory=dict)
-
-    def finish(self) -> dict[str, Any]:
-        """Train what is not trained yet, save, and return the content of results.json."""
-        fingerprint = _fingerprint(self.loaded.model, self.data)
-        tensors = self._resume(fingerprint)
-        model = self.loaded.model.to(self.accelerator.device)
-        check_fits(model, self._pixels(self._some_images()), self.loaded.source)
-        if not self.position.stages:
-            self.position.stages.append(self._scored("base", model, self.data.num_base_classes))
-        heads = self.heads = head.find_heads(model)
-        base_logits = self._base_outputs(model)
-        blocks = structure.find_ffn_blocks(model)
-        head.extend_head(model, self.data.id2label, init="random", seed=self.config.seed)
-        swapped = adapters.attach(
-            model,
-            blocks,
-            self.config.adapter,
-            head_names=heads,
-            head_train=self.config.head.train,
-            seed=self.config.seed,
-        )
-        if self.config.head.train == "new":
-            head.freeze_old_rows(swapped, heads, self.data.num_base_classes)
-        groups = adapters.adapter_groups(swapped, blocks)
-        trainee = self._trainee(swapped, list(groups.values()))
-        if weights := {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}:
-            artefact.load_trainable_state(swapped, weights)
-        for stage in self.stages[self.position.stage - 1 :]:
-            self._stage(stage, trainee, swapped, base_logits, tensors)
-            tensors = {}
-        return self._save(swapped, groups)
-
-    # ------------------------------------------------------------------------------------- resuming
-    def _resume(self, fingerprint: str) -> dict[str, Tensor]:
-        """Read the newest checkpoint, if any, into `position`; return its tensors."""
-        found = load_checkpoint(self.folder.checkpoints)
-        self.position.fingerprint = fingerprint
-        if found is None:
-            return {}
-        tensors, position, notes = found
-        for note in notes:
-            self.on_note(note)
-        if not tensors:
-            return {}
-        if position.fingerprint != fingerprint:
-            raise UserError(
-                f"output: {self.folder.path} was begun with other images or other base "
-                "weights; restore them, or name another folder"
-            )
-        self.position = position
-        self.seconds = {
-            **position.seconds,
-            "load": position.seconds.get("load", 0) + self.seconds["load"],
-        }
-        self.on_note(f"going on from stage {position.stage}, step {position.step}")
-        return tensors
-
-    def _checkpoint(
-        self,
-        trainee: Trainee,
-        events: EventLog,
-        *,
-        optimiser: Any = None,
-        before: Mapping[str, Tensor] | None = None,
-    ) -> None:
-        """Write a checkpoint; within a stage, with the optimiser and the adapter it began with."""
-        begin = time.perf_counter()
-        self.position.events_bytes = events.flush()
-        self.position.seconds = dict(self.seconds)
-        tensors = {f"model.{k}": v for k, v in artefact.trainable_state(trainee.model).items()}
-        if optimiser is not None:
-            tensors |= optimiser_state(optimiser, trainee.moved)
-        tensors |= {f"before.{name}": tensor for name, tensor in (before or {}).items()}
-        if self.accelerator.scaler is not None:
-            self.position.scaler = self.accelerator.scaler.state_dict()
-        save_checkpoint(self.folder.checkpoints, tensors, self.position)
-        self._spent("checkpoint", begin)
-
-    # ------------------------------------------------------------------------------------- training
-    def _trainee(self, model: Any, groups: list[list[torch.nn.Parameter]]) -> Trainee:
-        before = torch.zeros(self.data.num_base_classes, dtype=torch.bool)
-        before[[c for c, n in self.loaded.id2label.items() if n in self.loaded.forgotten]] = True
-        forgotten = before.clone()
-        forgotten[list(self.data.class_ids.get("forget", ()))] = True
-        size = self._pixels(self._some_images()).shape[-2:]
-        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-        if self.config.training.gradient_checkpointing:
-            enable_checkpointing(model.get_base_model())
-        return Trainee(
-            model=model,
-            task=self.task,
-            accelerator=self.accelerator,
-            pixels=self._pixels,
-            augment=make_augment(self.config.data.augment, (size[0], size[1])),
-            groups=groups,
-            moved=Trainables(
-                adapter=[(n, p) for n, p in named if "lora_" in n],
-                head=[(n, p) for n, p in named if "lora_" not in n],
-            ),
-            forgotten=forgotten,
-            forgotten_before=before,
-            training=self.config.training,
-            seed=self.config.seed,
-        )
-
-    def _stage(
-        self,
-        stage: Stage,
-        trainee: Trainee,
-        swapped: Any,
-        base_logits: Mapping[Role, Tensor],
-        tensors: Mapping[str, Tensor],
-    ) -> None:
-        """Train one stage from where it stands, check that everything moved, score, checkpoint."""
-        sets = {role: splits["train"] for role, splits in self.data.sets.items()}
-        streams = Streams(stage, sets, base_logits=base_logits, seed=self.config.seed)
-        if self.position.step == 0 and self._first_to_learn(stage):
-            self._initialise_rows(swapped, stage)
-        before = adapters.snapshot(swapped)
-        optimiser = self.accelerator.prepare(make_optimiser(trainee.moved, stage.config.optimiser))
-        if self.position.step:
-            before = {k[7:]: v for k, v in tensors.items() if k.startswith("before.")} or before
-            load_optimiser_state(optimiser, trainee.moved, tensors)
-            if self.accelerator.scaler is not None:
-                self.accelerator.scaler.load_state_dict(self.position.scaler)
-        events = self._events()
-
-        def after_step(step: int) -> None:
-            self.position.step = step
-            due = step % self.config.training.checkpoint_steps == 0 and step < streams.num_steps
-            if due or self.interrupts.received:
-                self._checkpoint(trainee, events, optimiser=optimiser, before=before)
-            if self.interrupts.received:
-                raise Terminated
-
-        begin = time.perf_counter()
-        try:
-            with self.interrupts.deferring(), progress(f"stage {stage.name}") as report:
-                train_stage(
-                    trainee,
-                    stage,
-                    streams,
-                    optimiser,
-                    first_step=self.position.step,
-                    total_step=self.position.total_steps,
-                    events=events,
-                    after_step=after_step,
-                    report=report,
-                )
-            adapters.check_moved(before, swapped, stage=stage.name, num_steps=streams.num_steps)
-            self._spent(f"train {stage.name}", begin)
-            num_rows = (
-                len(self.data.id2label) if stage.knows_learned else self.data.num_base_classes
-            )
-            self.position.stages.append(self._scored(stage.name, swapped, num_rows))
-            self.position.total_steps += streams.num_steps
-            self.position.stage, self.position.step = stage.index + 1, 0
-            self._checkpoint(trainee, events)
-        finally:
-            events.close()
-
-    def _first_to_learn(self, stage: Stage) -> bool:
-        return "learn" in stage.target and not any(
-            "learn" in earlier.target for earlier in self.stages[: stage.index - 1]
-        )
-
-    def _initialise_rows(self, swapped: Any, stage: Stage) -> None:
-        """Start the new rows from what the model, as it is now, makes of the learn images."""
-        if self.config.head.init == "random":
-            return
-        begin = time.perf_counter()
-        sets = {role: splits["train"] for role, splits in self.data.sets.items()}
-        roles = [role for role in ROLES if role in stage.active and role in sets]
-        if stage.index == 1:
-            features = self.base_features
-        else:
-            features = {role: self._outputs(swapped, sets[role].images)[1] for role in roles}
-        class_ids = torch.from_numpy(sets["learn"].class_ids)
-        for name in self.heads:
-            learned = features["learn"][name]
-            means = [learned[class_ids == c].mean(0) for c in self.data.class_ids["learn"]]
-            centre = torch.cat([features[role][name] for role in roles]).mean(0)
-            head.set_new_rows(
-                swapped,
-                name,
-                num_old=self.data.num_base_classes,
-                class_means=torch.stack(means),
-                centre=centre,
-            )
-        self._spent("head", begin)
-
-    def _events(self) -> EventLog:
-        on_gpu = self.accelerator.device.type != "cpu"
-        events = EventLog(
-            self.folder.events,
-            start_bytes=self.position.events_bytes,
-            flush_every=10 if on_gpu else 1,
-            on_flush=lambda values, step: self.accelerator.log(dict(values), step=step),
-        )
-        events.open()
-        return events
-
-    # -------------------------------------------------------------------------------------- outputs
-    def _pixels(self, images: Any) -> Tensor:
-        pixels: Tensor = self.data.pixels(images, device=self.accelerator.device)
-        return pixels
-
-    def _some_images(self) -> Any:
-        return next(iter(self.data.sets.values()))["train"].images[:1]
-
-    def _base_outputs(self, model: Any) -> dict[Role, Tensor]:
-        """Return the base's logits on training images of roles whose terms compare with them.
-
-        The features of the first stage's images are kept from the same forward where that stage
-        starts the new rows of the head.
-        """
-        needed = {
-            role
-            for stage in self.stages
-            for term in stage.config.terms.values()
-            if term.objective in NEEDS_BASE
-            for role in term.roles
-        }
-        first = self.stages[0]
-        starts_rows = self.config.head.init == "class-mean" and "learn" in first.target
-        wanted = needed | (set(first.active) if starts_rows else set())
-        begin = time.perf_counter()
-        logits: dict[Role, Tensor] = {}
-        for role in ROLES:
-            if role in wanted and role in self.data.sets:
-                images = self.data.sets[role]["train"].images
-                outputs, self.base_features[role] = self._outputs(model, images)
-                if role in needed:
-                    logits[role] = outputs
-        self._spent("base outputs", begin)
-        return logits
-
-    @torch.no_grad()
-    def _outputs(self, model: Any, images: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return logits and the inputs of every head on `images`, on the CPU; modes: evaluation."""
-        model.eval()
-        logits, inputs = [], []
-        with head.recorded_head_inputs(model, self.heads) as features:
-            for rows in batches(len(images), self.config.training.eval_batch_size):
-                logits.append(model(pixel_values=self._pixels(images[rows])).logits.float().cpu())
-                inputs.append({name: features[name].float().cpu() for name in self.heads})
-        return torch.cat(logits), {
-            name: torch.cat([part[name] for part in inputs]) for name in self.heads
-        }
-
-    def _scored(self, name: str, model: Any, num_rows: int) -> dict[str, Any]:
-        begin = time.perf_counter()
-        splits: list[Split] = ["test"]
-        if self.config.training.score_validation:
-            splits.append("validation")
-        scored = {
-            split: score_roles(
-                model,
-                self.task,
-                self.data,
-                split=split,
-                num_rows=num_rows,
-                batch_size=self.config.training.eval_batch_size,
-                pixels=self._pixels,
-            )
-            for split in splits
-        }
-        self._spent("score", begin)
-        record = {"name": name, **scored["test"]}
-        if "validation" in scored:
-            record["validation"] = scored["validation"]
-        return record
-
-    def _spent(self, phase: str, begin: float) -> None:
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - begin
-
-    # --------------------------------------------------------------------------------------- saving
-    def _save(self, swapped: Any, groups: Mapping[str, Any]) -> dict[str, Any]:
-        """Write adapter, merged model, model card and, last, results.json."""
-        begin = time.perf_counter()
-        names = {
-            role: [self.data.id2label[c] for c in self.data.class_ids.get(role, ())]
-            for role in ROLES
-        }
-        forgotten = sorted({*self.loaded.forgotten, *names["forget"]})
-        processor = self.loaded.processor
-        artefact.save_adapter(
-            swapped, self.folder.path / "adapter", base_name=self.loaded.source, processor=processor
-        )
-        artefact.save_merged(
-            swapped,
-            self.folder.path / "model",
-            processor=processor,
-            kswap={
-                "version": __version__,
-                "learned": names["learn"],
-                "forgotten": forgotten,
-            },
-        )
-        self._spent("save", begin)
-        self.seconds["total"] = sum(v for k, v in self.seconds.items() if k != "total")
-        results = {
-            "kswap_version": __version__,
-            "task": self.task.name,
-            "score_name": self.task.score_name,
-            "seed": self.config.seed,
-            "order": self.config.order,
-            "preset": self.config.preset,
-            "classes": names,
-            "stages": self.position.stages,
-            "seconds": {phase: round(value, 3) for phase, value in self.seconds.items()},
-            "peak_memory_bytes": peak_memory_bytes(self.accelerator.device),
-            "trainable_parameters": sum(p.numel() for p in swapped.parameters() if p.requires_grad),
-            "groups": {"total": len(groups), "zero": num_zero_groups(groups.values())},
-            "images": {
-                role: {split: len(images) for split, images in splits.items()}
-                for role, splits in self.data.sets.items()
-            },
-            "notes": list(self.data.notes),
-            "audit": {},
-        }
-        write_card(self.folder.path, results, base=self.loaded.source)
-        prune(self.folder.checkpoints, keep=1)
-        write_results(self.folder, results)
-        self.accelerator.end_training()
-        return results
 
 
 def evaluate(run_dir: str | Path) -> dict[str, Any]:
@@ -511,7 +157,10 @@ def evaluate(run_dir: str | Path) -> dict[str, Any]:
     if {r: [data.id2label[c] for c in data.class_ids.get(r, ())] for r in ROLES} != results[
         "classes"
     ]:
-        raise UserError(f"{run_dir}: the classes of its data have changed; restore the data")
+        raise UserError(
+            f"{run_dir}: the classes of its data are not those of the run (the data has changed, "
+            "or was given in memory); restore it"
+        )
     model, _ = artefact.load(run_dir)
     learned = any("learn" in stage.active for stage in plan(config))
     return score_roles(
@@ -552,17 +201,34 @@ def _resolve(config: SwapConfig) -> SwapConfig:
     return SwapConfig.from_mapping(values)
 
 
-def _fingerprint(model: Any, data: SwapData) -> str:
-    """Return a checksum of base weights, training and test images and labels."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
-    for role in sorted(data.sets):
-        for split in sorted(data.sets[role]):
-            images = data.sets[role][split]
-            digest.update(f"{role} {split} {images.images.shape}".encode())
-            digest.update(images.class_ids.tobytes())
-            for start in range(0, len(images), 1024):
-                digest.update(images.images[start : start + 1024].tobytes())
-    return digest.hexdigest()
+def _check_output_outside_data(config: SwapConfig) -> None:
+    """Refuse a run folder within a data folder: what the run writes would be read as its data."""
+    for role in ROLES:
+        source = getattr(config, role)
+        data = source.data if source is not None else ""
+        for text in [data] if isinstance(data, str) else data.model_dump().values():
+            if text and Path(text).is_absolute() and config.output.is_relative_to(text):
+                raise UserError(
+                    f"output: {config.output} lies in the data of {role} ({text}), where it would "
+                    "be read as images; name a folder outside"
+                )
+
+
+def _check_something_is_kept(stages: tuple[Stage, ...], data: SwapData, loaded: Loaded) -> None:
+    """Refuse to forget every class where a term needs what the base says of those that stay."""
+    gone = {c for c, name in loaded.id2label.items() if name in loaded.forgotten}
+    if len(gone | set(data.class_ids.get("forget", ()))) < data.num_base_classes:
+        return
+    for stage in stages:
+        for name, term in stage.config.terms.items():
+            if stage.forgets and term.objective in NEEDS_KEPT:
+                raise UserError(
+                    f"forget: these are all {data.num_base_classes} classes of the model, so "
+                    f"nothing is left for the term stages.{stage.kind}.terms.{name} "
+                    f"({term.objective}); leave a class, or take an objective such as "
+                    "bounded_ce_sample"
+                )
+
+
+def _some_images(data: SwapData) -> Any:
+    return next(iter(data.sets.values()))["train"].images[:1]

@@ -17,7 +17,7 @@ from data.pictures import encoded, noise, same, sizes, write_folder
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from datasets import Image as ImageFeature
 
-from kswap.data import SwapData
+from kswap.data import SwapData, sources
 from kswap.errors import UserError
 
 Build = Callable[..., SwapData]
@@ -472,3 +472,10 @@ def test_bad_rows_are_named(folder: Path, build: Build) -> None:
     rows = Dataset.from_dict({"image": broken, "label": ["horse"] * 2})
     with pytest.raises(UserError, match=r"learn dataset, row 0 \(a/b.png\): is not an image"):
         build(learn={}, in_memory={"learn": rows.cast_column("image", ImageFeature())})
+
+
+def test_the_datasets_library_does_not_log_what_it_raises() -> None:
+    before = datasets.logging.get_verbosity()
+    with sources._reading("x"):
+        assert datasets.logging.get_verbosity() == datasets.logging.CRITICAL
+    assert datasets.logging.get_verbosity() == before

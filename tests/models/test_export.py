@@ -1,6 +1,7 @@
 """The ONNX file computes the model's logits; the function proves it, these tests again."""
 
 import importlib.util
+import logging
 import sys
 
 import pytest
@@ -84,3 +85,12 @@ def test_without_the_extra_it_names_the_fix(package, built, tmp_path, monkeypatc
     model, _ = built("vit")
     with pytest.raises(UserError, match=r"pip install 'kswap\[onnx\]'"):
         export_onnx(model, tiny_processor(model), tmp_path / "model.onnx")
+
+
+def test_the_exporters_log_is_kept_away(caplog):
+    log = logging.getLogger("torch.onnx.exporter")
+    with module._silent():
+        log.warning("torchvision is not installed")
+    assert not caplog.records
+    log.warning("again")
+    assert len(caplog.records) == 1

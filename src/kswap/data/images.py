@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import io
-import stat
 import warnings
 from pathlib import Path
 
@@ -101,9 +100,10 @@ def _open(source: str | Path | bytes | Image.Image) -> Image.Image:
             raise ValueError("it is empty")
         image = Image.open(io.BytesIO(source), formats=known_formats())
     else:
-        if not stat.S_ISREG(mode := Path(source).stat().st_mode) and not stat.S_ISDIR(mode):
+        path = Path(source)
+        if path.exists() and not path.is_file() and not path.is_dir():
             raise ValueError("it is a pipe or a device, not a file")  # reading might never end
-        data = Path(source).read_bytes()
+        data = path.read_bytes()
         if not data:
             raise ValueError("it is empty")
         image = Image.open(io.BytesIO(data), formats=known_formats())

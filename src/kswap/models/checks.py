@@ -76,6 +76,11 @@ def check_config(name: str, values: Mapping[str, Any]) -> None:
     if not isinstance(model_type, str):
         raise UserError(f'model: config.json of {name!r} has no model_type; add it, such as "vit"')
     classes = classifier_names()
+    if not isinstance(architectures, list):
+        raise UserError(
+            f"model: architectures in config.json of {name!r} is {architectures!r}, not a list of "
+            "class names; correct it"
+        )
     foreign = [str(one) for one in architectures if one not in classes]
     if foreign:
         raise UserError(

@@ -230,6 +230,11 @@ def _loaded(model: PreTrainedModel, processor: Any, *, source: str, commit: str 
         )
     notes = getattr(config, "kswap", None)
     names = notes.get("forgotten", ()) if isinstance(notes, Mapping) else ()
+    if not isinstance(names, list | tuple):
+        raise UserError(
+            f"model: kswap.forgotten in config.json of {source!r} is {names!r}, not a list of "
+            "class names; correct it"
+        )
     here = set(id2label.values())
     return Loaded(
         model=model.eval(),

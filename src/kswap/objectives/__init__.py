@@ -49,3 +49,5 @@ OBJECTIVES: dict[str, Callable[[Units, TermConfig], Tensor]] = {
 }
 NEEDS_BASE = frozenset({"distillation", "masked_distillation", "restricted_distillation"})
 """Objectives that compare with the base model's outputs."""
+NEEDS_KEPT = frozenset({"masked_distillation", "restricted_distillation"})
+"""Those that do so on the classes that are not forgotten; without any they have no value."""

@@ -63,8 +63,8 @@ class EventLog:
                 if not math.isfinite(value):
                     raise NonFiniteLossError(
                         f"stage {line['stage']}, step {line['step']}: term {name!r} is {value}; "
-                        "the last good state is kept in checkpoints/; lower the learning rate or "
-                        "the term's weight and use another output folder"
+                        "checkpoints/ keeps the last good state, if one was reached; lower the "
+                        "learning rate or the term's weight and use another output folder"
                     )
             self._file.write(json.dumps({**line, "terms": terms}).encode() + b"\n")
             self.last = terms
