@@ -107,8 +107,10 @@ def _optimiser(lr: float) -> dict[str, Any]:
 
 
 _SPARSITY = {"weight": 0.005, "method": "proximal"}  # the paper's alpha; exact zeros, no NaN
-# Means over 3 learned and 5 retained classes with equal weight would favour the learned ones.
+# A mean over few learned classes outweighs one over many retained ones: less than 1 while learning.
 _LEARN = {"roles": ["learn"], "objective": "cross_entropy", "weight": 0.7}
+# While forgetting, the forget images push the new rows down as well, so that they need more.
+_LEARNED = {"roles": ["learn"], "objective": "cross_entropy", "weight": 1.0}
 # Labels mend what the base got wrong; its answers, without forgotten classes, keep the rest.
 _RETAIN = {"roles": ["retain"], "objective": "cross_entropy", "weight": 0.5}
 _KEEP = {"roles": ["retain"], "objective": "masked_distillation", "weight": 0.5}
@@ -142,7 +144,14 @@ def _stages(terms: dict[str, Any], *roles: str) -> dict[str, Any]:
     return {
         "learn": _stage("learn", learn, terms=terms, lr=3e-3, epochs=2.0, min_steps=40),
         # Forgetting an answer is quick; half the rate keeps what the learning stage reached.
-        "forget": _stage("forget", forget, terms=terms, lr=1.5e-3, epochs=1.0, min_steps=30),
+        "forget": _stage(
+            "forget",
+            forget,
+            terms={**terms, "learn": _LEARNED},
+            lr=1.5e-3,
+            epochs=1.0,
+            min_steps=30,
+        ),
         "joint": _stage("learn", joint, terms=terms, lr=3e-3, epochs=4.0, min_steps=70),
     }
 

@@ -35,6 +35,7 @@ def demo_config(task: str, output: Path, overrides: Sequence[str] = ()) -> SwapC
             "forget": {"data": images, "classes": ["cat", "frog"]},
             "retain": {"data": images},
             "data": {"augment": "flip"},  # photographs may be mirrored
+            "stages": {"learn": {"epochs": 2.5}, "forget": {"epochs": 1.4}},  # what 90 s allow
             "output": str(output),
         },
         overrides,
