@@ -28,6 +28,7 @@ test-all: setup  ## all tests, with coverage
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python scripts/make_docs.py --check
 
 format: setup
 	$(BIN)/ruff check --fix .
@@ -53,6 +54,7 @@ bench-step: setup  ## cost of a training step against two bare forwards
 
 assets: setup  ## make the embedded demo models and images again (hours)
 	$(BIN)/python scripts/make_demo_classification.py
+	$(BIN)/python scripts/write_assets_readme.py
 
 clean:
 	rm -rf .venv build dist runs .pytest_cache .mypy_cache .ruff_cache

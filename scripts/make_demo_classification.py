@@ -6,7 +6,7 @@ Result, in src/kswap/demo/assets/classification:
 base/               the model that swaps: 7 classes, among them the two that the demo forgets
 reference/          the same architecture and images per class, without these two, with the three
                     classes that the demo learns: what an ideal swap would be measured against
-train.parquet       the first 300 train images of each of the 10 classes
+train.parquet       the first 250 train images of each of the 10 classes
 test.parquet        the first 100 test images of each; no model was trained or selected on them
 Each model folder holds config.json, preprocessor_config.json, weights-int8.safetensors and
 metrics.json (how it was trained, and its top-1 as unpacked). A trained model found in the cache

@@ -34,7 +34,7 @@ python scripts/make_demo_classification.py
 
 | file | MB | what |
 |---|---|---|
-| `train.parquet` | {train_mb} | CIFAR-10, 10 classes: the first 300 train images of each |
+| `train.parquet` | {train_mb} | CIFAR-10, 10 classes: the first 250 train images of each |
 | `test.parquet` | {test_mb} | the first 100 test images of each class; none was trained on |
 | `base/` | {base_mb} | the model that swaps; knows {base_names} |
 | `reference/` | {reference_mb} | never saw {forget_names}; knows {reference_names} |
