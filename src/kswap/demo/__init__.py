@@ -45,6 +45,6 @@ def demo_config(task: str, output: Path, overrides: Sequence[str] = ()) -> SwapC
         with disk_errors(f"output {base}"):
             try:
                 write_model(assets / "base", base)
-            except (ValueError, PermissionError, NotADirectoryError) as error:
+            except (ValueError, PermissionError, FileExistsError, NotADirectoryError) as error:
                 raise UserError(f"output: {error}") from None
     return config
