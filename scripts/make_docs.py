@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import re
 import sys
 import typing
 from pathlib import Path
@@ -90,6 +91,11 @@ class Plain(yaml.SafeDumper):
         return True
 
 
+def signature(value: Any) -> str:
+    """Return a signature without addresses of default functions, which differ from run to run."""
+    return re.sub(r"<function .*? at 0x[0-9a-f]+>", "...", str(inspect.signature(value)))
+
+
 def reference_page() -> str:
     """Return docs/reference.md."""
     parts = [
@@ -97,7 +103,7 @@ def reference_page() -> str:
     ]
     for name in sorted(set(kswap.__all__) - {"__version__"}):
         value = getattr(kswap, name)
-        head = f"class {name}" if inspect.isclass(value) else f"{name}{inspect.signature(value)}"
+        head = f"class {name}" if inspect.isclass(value) else f"{name}{signature(value)}"
         parts.append(
             f"## kswap.{name}\n\n```python\n{head.replace(chr(39), '')}\n```\n\n"
             f"```text\n{inspect.getdoc(value)}\n```\n"
