@@ -21,15 +21,18 @@ def interval(values: list[float]) -> str:
     return f"{mean:.1f} ± {half:.1f}"
 
 
-def stage_rows(name: str, found: list[dict[str, Any]]) -> list[str]:
-    """Return one line of Markdown per stage: mean and interval of every role over runs (seeds)."""
+def stage_rows(name: str, found: list[dict[str, Any]], *, timed: bool = True) -> list[str]:
+    """Return one line of Markdown per stage: mean and interval of every role over runs (seeds).
+
+    Seconds are left out unless `timed`: of runs side by side they say little.
+    """
     lines = []
     for number, stage in enumerate(found[0]["stages"] if found else []):
         cells = [interval([r["stages"][number]["scores"][role] for r in found]) for role in ROLES]
         head = ["", "", ""]
         if number == 0:
             seconds = statistics.median(r["seconds"]["total"] for r in found)
-            head = [name, str(len(found)), f"{seconds:.0f}"]
+            head = [name, str(len(found)), f"{seconds:.0f}" if timed else ""]
         lines.append(
             f"| {head[0]} | {head[1]} | {stage['name']} | {' | '.join(cells)} | {head[2]} |"
         )
