@@ -10,7 +10,7 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,10 +27,7 @@ from kswap.objectives import NEEDS_BASE
 from kswap.objectives.sparsity import num_zero_groups
 from kswap.plan import Stage
 from kswap.report.card import write_card
-from kswap.run_folder import (
-    RunFolder,
-    write_results,
-)
+from kswap.run_folder import RunFolder, write_results
 from kswap.signals import Interrupts
 from kswap.tasks import batches
 from kswap.tasks.classification import Classification
@@ -47,9 +44,6 @@ from kswap.training.optimiser import (
 )
 from kswap.training.progress import progress
 from kswap.training.streams import Streams
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass

@@ -40,7 +40,7 @@ def demo_config(task: str, output: Path, overrides: Sequence[str] = ()) -> SwapC
         },
         overrides,
     )
-    # else: of the same command before, or of its user
+    # One that is there is of the same command before, or of its user.
     if not (base / "model.safetensors").exists():
         with disk_errors(f"output {base}"):
             try:
