@@ -12,16 +12,50 @@ from kswap.config import Role, Split
 from kswap.data.pixels import Pixels
 
 
+OPEN = -1
+"""In a mask: none of the classes that the annotations cover; background, or not labelled."""
+IGNORE = -2
+"""In a mask: not known (ignore index, crowd, padding); neither trained nor scored."""
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """The annotated objects of one image; rows of all fields belong together."""
+
+    boxes: NDArray[np.float32]
+    """(objects, 4): left, top, right, bottom, as fractions of the image's width and height."""
+    class_ids: NDArray[np.int64]
+    """(objects,) rows of the extended head."""
+    crowd: NDArray[np.bool_]
+    """(objects,) regions that hold an uncounted number of objects: neither trained nor scored as a
+    miss."""
+
+
 @dataclass(frozen=True)
 class ImageSet:
-    """Images of one role and one split, decoded and resized once, in order of class and content."""
+    """Images of one role and one split, decoded and resized once, in order of class and content.
+
+    Segmentation has `masks`, detection `boxes`; both may have images of several sizes, which lie in
+    the upper left of arrays of one size.
+    """
 
     images: NDArray[Any]
     """(n, H, W, 3) uint8 after the processor's resize and crop; (n, 3, H, W) float32 where the
     processor's arithmetic cannot be separated from it. A memory map where the images exceed the
     memory limit."""
     class_ids: NDArray[np.int64]
-    """(n,) rows of the extended head."""
+    """(n,) rows of the extended head. Of an image with several: the rarest one of the role."""
+    masks: NDArray[np.int16] | None = None
+    """(n, H, W) rows of the extended head, OPEN or IGNORE, at the size of `images`."""
+    boxes: tuple[Boxes, ...] | None = None
+    """The objects of each image."""
+    sizes: NDArray[np.int32] | None = None
+    """(n, 2) height and width of each image within `images`; None: all are whole."""
+    complete: bool = True
+    """Whether every object of a covered class is annotated and nothing else is there to be known:
+    config's `labels: complete`. Otherwise what is not annotated is open."""
+    covered: tuple[int, ...] = ()
+    """Rows that the annotations cover: where such a class is not annotated, it is not there."""
 
     def __len__(self) -> int:
         """Return the number of images."""
