@@ -1,0 +1,412 @@
+"""The summands of single units add up to the loss that transformers computes, for every family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+from torch import Tensor
+
+from kswap.errors import UserError
+from kswap.tasks.criteria import Decomposed, Normaliser, decompose, normaliser, outputs_only
+
+SIDE = 64
+PIXELS = torch.randn(3, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+INPUTS = {"pixel_values": PIXELS}
+
+
+def build(model_class: Any, config: Any) -> Any:
+    config.num_labels = 5
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = model_class(config)
+        for parameter in model.parameters():
+            parameter.data.add_(0.05 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def resnet(*stages: str, kind: Any = hf.ResNetConfig) -> Any:
+    return kind(
+        embedding_size=8,
+        hidden_sizes=[8, 12, 16, 24],
+        depths=[1, 1, 1, 1],
+        layer_type="basic",
+        out_features=list(stages),
+    )
+
+
+def swin() -> Any:
+    return hf.SwinConfig(
+        image_size=SIDE,
+        patch_size=4,
+        embed_dim=16,
+        depths=[1, 1, 1, 1],
+        num_heads=[2, 2, 2, 2],
+        window_size=4,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )
+
+
+LAYERS: dict[str, Any] = {
+    "encoder_layers": 1,
+    "decoder_layers": 3,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "num_queries": 9,
+}
+DETR: dict[str, Any] = {"use_timm_backbone": False, "d_model": 32, **LAYERS}
+VIT: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "image_size": SIDE,
+    "patch_size": 16,
+}
+RT: dict[str, Any] = {
+    "encoder_hidden_dim": 32,
+    "encoder_in_channels": [12, 16, 24],
+    "encoder_ffn_dim": 48,
+    "encoder_attention_heads": 4,
+    "d_model": 32,
+    "num_queries": 9,
+    "decoder_in_channels": [32, 32, 32],
+    "decoder_ffn_dim": 48,
+    "decoder_n_points": 2,
+    "decoder_layers": 3,
+    "decoder_attention_heads": 4,
+    "num_denoising": 6,
+}
+LEVELS = ("stage2", "stage3", "stage4")
+EOMT: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "image_size": SIDE,
+    "patch_size": 16,
+    "num_blocks": 2,
+    "num_queries": 9,
+    "num_upscale_blocks": 1,
+    "train_num_points": 50,
+    "num_register_tokens": 2,
+}
+
+
+def detr(model: Any, config: Any, **values: Any) -> Any:
+    backbone = resnet(*LEVELS) if "num_feature_levels" in values else resnet("stage4")
+    return build(model, config(backbone_config=backbone, **DETR, **values))
+
+
+def rt_detr(model: Any, config: Any, **values: Any) -> Any:
+    backbone = resnet(*LEVELS, kind=hf.RTDetrResNetConfig)
+    return build(model, config(backbone_config=backbone, **{**RT, **values}))
+
+
+def maskformer(**values: Any) -> Any:
+    decoder = hf.DetrConfig(backbone_config=resnet("stage4"), **DETR)
+    config = hf.MaskFormerConfig(
+        backbone_config=swin(),
+        decoder_config=decoder,
+        fpn_feature_size=32,
+        mask_feature_size=32,
+        **values,
+    )
+    return build(hf.MaskFormerForInstanceSegmentation, config)
+
+
+DETECTORS: dict[str, Callable[[], Any]] = {
+    "detr": lambda: detr(hf.DetrForObjectDetection, hf.DetrConfig),
+    "detr-auxiliary": lambda: detr(hf.DetrForObjectDetection, hf.DetrConfig, auxiliary_loss=True),
+    "table-transformer": lambda: detr(
+        hf.TableTransformerForObjectDetection, hf.TableTransformerConfig, auxiliary_loss=True
+    ),
+    "yolos": lambda: build(
+        hf.YolosForObjectDetection,
+        hf.YolosConfig(**{**VIT, "image_size": [SIDE, SIDE]}, num_detection_tokens=9),
+    ),
+    "conditional-detr": lambda: detr(
+        hf.ConditionalDetrForObjectDetection, hf.ConditionalDetrConfig, auxiliary_loss=True
+    ),
+    "deformable-detr": lambda: detr(
+        hf.DeformableDetrForObjectDetection,
+        hf.DeformableDetrConfig,
+        num_feature_levels=3,
+        auxiliary_loss=True,
+    ),
+    "deformable-detr-two-stage": lambda: detr(
+        hf.DeformableDetrForObjectDetection,
+        hf.DeformableDetrConfig,
+        num_feature_levels=3,
+        auxiliary_loss=True,
+        two_stage=True,
+        with_box_refine=True,
+        two_stage_num_proposals=9,
+    ),
+    "dab-detr": lambda: build(
+        hf.DabDetrForObjectDetection,
+        hf.DabDetrConfig(
+            backbone_config=resnet("stage4"),
+            use_timm_backbone=False,
+            hidden_size=32,
+            auxiliary_loss=True,
+            **LAYERS,
+        ),
+    ),
+    "rt-detr": lambda: rt_detr(hf.RTDetrForObjectDetection, hf.RTDetrConfig),
+    "rt-detr-v2": lambda: rt_detr(hf.RTDetrV2ForObjectDetection, hf.RTDetrV2Config),
+    "d-fine": lambda: rt_detr(
+        hf.DFineForObjectDetection, hf.DFineConfig, decoder_n_points=[2, 2, 2]
+    ),
+    "lw-detr": lambda: build(
+        hf.LwDetrForObjectDetection,
+        hf.LwDetrConfig(
+            backbone_config=hf.LwDetrViTConfig(
+                image_size=SIDE,
+                patch_size=16,
+                hidden_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                mlp_ratio=2,
+                window_block_indices=[0],
+                out_indices=[1, 2],
+                num_windows=4,
+            ),
+            projector_scale_factors=[1.0],
+            d_model=32,
+            num_queries=9,
+            decoder_layers=3,
+            decoder_self_attention_heads=4,
+            decoder_cross_attention_heads=4,
+            decoder_ffn_dim=48,
+            decoder_n_points=2,
+            group_detr=3,
+        ),
+    ),
+}
+MASKS: dict[str, Callable[[], Any]] = {
+    "mask2former": lambda: build(
+        hf.Mask2FormerForUniversalSegmentation,
+        hf.Mask2FormerConfig(
+            backbone_config=swin(),
+            feature_size=32,
+            mask_feature_size=32,
+            hidden_dim=32,
+            encoder_feedforward_dim=48,
+            encoder_layers=1,
+            decoder_layers=3,
+            dim_feedforward=48,
+            num_attention_heads=4,
+            num_queries=9,
+            train_num_points=50,
+        ),
+    ),
+    "maskformer": maskformer,
+    "maskformer-auxiliary": lambda: maskformer(use_auxiliary_loss=True),
+    "eomt": lambda: build(hf.EomtForUniversalSegmentation, hf.EomtConfig(**EOMT, mlp_ratio=2)),
+    "eomt-dinov3": lambda: build(
+        hf.EomtDinov3ForUniversalSegmentation, hf.EomtDinov3Config(**EOMT, intermediate_size=48)
+    ),
+}
+SEMANTIC: dict[str, Any] = {
+    "out_indices": [1, 2, 3, 4],
+    "pool_scales": (1, 2),
+    "use_auxiliary_head": True,
+    "auxiliary_channels": 8,
+}
+PER_PIXEL: dict[str, Callable[[], Any]] = {
+    "segformer": lambda: build(
+        hf.SegformerForSemanticSegmentation,
+        hf.SegformerConfig(
+            depths=[1] * 4,
+            hidden_sizes=[8, 16, 16, 24],
+            num_attention_heads=[1, 1, 2, 2],
+            decoder_hidden_size=16,
+        ),
+    ),
+    "beit": lambda: build(hf.BeitForSemanticSegmentation, hf.BeitConfig(**VIT, **SEMANTIC)),
+    "data2vec": lambda: build(
+        hf.Data2VecVisionForSemanticSegmentation, hf.Data2VecVisionConfig(**VIT, **SEMANTIC)
+    ),
+    "upernet": lambda: build(
+        hf.UperNetForSemanticSegmentation,
+        hf.UperNetConfig(
+            backbone_config=swin(),
+            hidden_size=16,
+            pool_scales=(1, 2),
+            auxiliary_in_channels=64,
+            auxiliary_channels=8,
+        ),
+    ),
+    "dpt": lambda: build(
+        hf.DPTForSemanticSegmentation,
+        hf.DPTConfig(
+            **VIT,
+            backbone_out_indices=[0, 1, 2, 3],
+            neck_hidden_sizes=[8, 8, 8, 8],
+            fusion_hidden_size=16,
+        ),
+    ),
+}
+
+
+def boxes(counts: Sequence[int], seed: int = 3) -> list[dict[str, Tensor]]:
+    noise = torch.Generator().manual_seed(seed)
+    return [
+        {
+            "class_labels": torch.randint(0, 5, (count,), generator=noise),
+            "boxes": torch.cat(
+                [
+                    torch.rand(count, 2, generator=noise) * 0.4 + 0.3,
+                    torch.rand(count, 2, generator=noise) * 0.3 + 0.1,
+                ],
+                1,
+            ),
+        }
+        for count in counts
+    ]
+
+
+def masks(counts: Sequence[int], seed: int = 3) -> list[dict[str, Tensor]]:
+    noise = torch.Generator().manual_seed(seed)
+    return [
+        {
+            "class_labels": torch.randint(0, 5, (count,), generator=noise),
+            "masks": (torch.rand(count, SIDE, SIDE, generator=noise) > 0.6).float(),
+        }
+        for count in counts
+    ]
+
+
+def library_loss(model: Any, labels: Any, **inputs: Any) -> Tensor:
+    """What the model computes by itself."""
+    inputs = inputs or dict(INPUTS)
+    if isinstance(labels, Tensor) or "boxes" in labels[0]:
+        inputs["labels"] = labels
+    else:
+        inputs["mask_labels"] = [image["masks"] for image in labels]
+        inputs["class_labels"] = [image["class_labels"] for image in labels]
+        if getattr(model.config, "model_type", "") == "maskformer":
+            inputs["output_hidden_states"] = True  # else the library stacks None
+    loss: Tensor = model(**inputs).loss
+    return loss
+
+
+def gradient(model: Any, loss: Tensor) -> Tensor:
+    """All gradients in one row."""
+    model.zero_grad()
+    loss.backward()
+    rows = [p.new_zeros(p.shape) if p.grad is None else p.grad for p in model.parameters()]
+    return torch.cat([row.flatten() for row in rows])
+
+
+def assert_same(model: Any, labels: Any) -> Decomposed:
+    """Our summands equal the library's loss, and their gradients its gradients."""
+    torch.manual_seed(5)
+    loss = library_loss(model, labels)
+    wanted = gradient(model, loss)
+    torch.manual_seed(5)
+    ours = decompose(model, INPUTS, labels)
+    torch.testing.assert_close(ours.total(), loss, rtol=1e-5, atol=1e-7)
+    found = gradient(model, ours.total())
+    assert float((found - wanted).norm() / wanted.norm()) < 1e-4
+    return ours
+
+
+COUNTS = {"some": (2, 0, 3), "none": (0, 0, 0), "more objects than queries": (12, 1, 0)}
+
+
+@pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
+@pytest.mark.parametrize("family", DETECTORS)
+def test_detectors(family: str, counts: Sequence[int]) -> None:
+    model = DETECTORS[family]()
+    if hasattr(model.config, "group_detr"):
+        model.config.group_detr = 1  # a model in evaluation mode has one; the criterion misses that
+    ours = assert_same(model, boxes(counts))
+    final = ours.layers[-1]
+    for image, count in enumerate(counts):
+        chosen = final.matched[image][final.matched[image] >= 0]
+        assert chosen.unique().numel() == len(chosen) == min(count, final.matched.shape[1])
+    assert not final.fit_loss[final.matched < 0].any()
+
+
+@pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
+@pytest.mark.parametrize("family", MASKS)
+def test_mask_classifiers(family: str, counts: Sequence[int]) -> None:
+    ours = assert_same(MASKS[family](), masks(counts))
+    assert ours.nothing
+    assert not ours.layers[-1].fit_loss[ours.layers[-1].matched < 0].any()
+
+
+@pytest.mark.parametrize("family", PER_PIXEL)
+def test_pixels(family: str) -> None:
+    labels = torch.randint(0, 5, (3, SIDE, SIDE), generator=torch.Generator().manual_seed(0))
+    labels[0, :20] = labels[1] = 255
+    ours = assert_same(PER_PIXEL[family](), labels)
+    assert not ours.layers[-1].loss[labels == 255].any()
+
+
+FAMILIES = {
+    **{name: (build, boxes) for name, build in DETECTORS.items()},
+    **{name: (build, masks) for name, build in MASKS.items()},
+}
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *PER_PIXEL])
+def test_micro_batches_add_up(family: str) -> None:
+    """Parts of a batch that know the counts of the whole yield the loss of the whole."""
+    if family in PER_PIXEL:
+        model: Any = PER_PIXEL[family]()
+        labels: Any = torch.randint(0, 5, (3, SIDE, SIDE))
+        labels[1, :50] = 255
+    else:
+        make, objects = FAMILIES[family]
+        model, labels = make(), objects((2, 0, 3))
+    if family in MASKS and "maskformer" not in family:
+        pytest.skip("random points: no two runs agree")
+    whole = decompose(model, INPUTS, labels).total()
+    parts = (slice(0, 2), slice(2, 3))
+    counts = sum((normaliser(labels[part]) for part in parts), Normaliser())
+    assert counts == normaliser(labels)
+    split = [
+        decompose(model, {"pixel_values": PIXELS[part]}, labels[part], counts).total()
+        for part in parts
+    ]
+    torch.testing.assert_close(sum(split), whole, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *PER_PIXEL])
+def test_outputs_are_those_of_the_final_layer(family: str) -> None:
+    model = {**DETECTORS, **MASKS, **PER_PIXEL}[family]()
+    labels: Any = torch.zeros(3, SIDE, SIDE, dtype=torch.long)
+    if family in FAMILIES:
+        labels = FAMILIES[family][1]((1, 0, 2))
+    final: Any = decompose(model, INPUTS, labels).layers[-1]
+    logits, shapes = outputs_only(model, INPUTS)
+    torch.testing.assert_close(logits, final.logits)
+    if family in FAMILIES:
+        torch.testing.assert_close(shapes, final.boxes if family in DETECTORS else final.masks)
+    else:
+        assert shapes is None
+
+
+def test_nothing_stays_replaced() -> None:
+    model = DETECTORS["detr"]()
+    before = model.loss_function
+    with pytest.raises(TypeError):
+        decompose(model, {**INPUTS, "unknown": 1, "pixel_mask": 3}, boxes((1, 0, 1)))
+    assert model.loss_function is before
+    segmenter = MASKS["eomt"]()
+    with pytest.raises((TypeError, ValueError, RuntimeError)):
+        decompose(segmenter, {"pixel_values": PIXELS[:, :1]}, masks((1, 0, 1)))
+    assert "get_loss_dict" not in vars(segmenter)
+
+
+def test_unknown_loss_is_named() -> None:
+    model = build(hf.ViTForImageClassification, hf.ViTConfig(**VIT))
+    with pytest.raises(UserError, match=r"ViTForImageClassification: its loss \(For.*Mask2Former"):
+        outputs_only(model, INPUTS)
