@@ -8,10 +8,14 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
+from peft import LoraConfig, get_peft_model
 from torch import Tensor
+from torch.nn import functional
+from transformers.models.rf_detr.configuration_rf_detr import RfDetrDinov2Config
 
 from kswap.errors import UserError
 from kswap.tasks.criteria import Decomposed, Normaliser, decompose, normaliser, outputs_only
+from kswap.tasks.criteria.terms import quality_aware
 
 SIDE = 64
 PIXELS = torch.randn(3, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
@@ -81,6 +85,16 @@ RT: dict[str, Any] = {
     "decoder_layers": 3,
     "decoder_attention_heads": 4,
     "num_denoising": 6,
+}
+LW: dict[str, Any] = {
+    "d_model": 32,
+    "num_queries": 9,
+    "decoder_layers": 3,
+    "decoder_self_attention_heads": 4,
+    "decoder_cross_attention_heads": 4,
+    "decoder_ffn_dim": 48,
+    "decoder_n_points": 2,
+    "group_detr": 3,
 }
 LEVELS = ("stage2", "stage3", "stage4")
 EOMT: dict[str, Any] = {
@@ -162,6 +176,25 @@ DETECTORS: dict[str, Callable[[], Any]] = {
     "d-fine": lambda: rt_detr(
         hf.DFineForObjectDetection, hf.DFineConfig, decoder_n_points=[2, 2, 2]
     ),
+    "deimv2": lambda: rt_detr(
+        hf.Deimv2ForObjectDetection, hf.Deimv2Config, decoder_n_points=[2, 2, 2]
+    ),
+    "rf-detr": lambda: build(
+        hf.RfDetrForObjectDetection,
+        hf.RfDetrConfig(
+            backbone_config=RfDetrDinov2Config(
+                image_size=SIDE,
+                patch_size=16,
+                hidden_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                mlp_ratio=2,
+                out_features=["stage1", "stage2"],
+                num_windows=1,
+            ),
+            **LW,
+        ),
+    ),
     "lw-detr": lambda: build(
         hf.LwDetrForObjectDetection,
         hf.LwDetrConfig(
@@ -177,14 +210,7 @@ DETECTORS: dict[str, Callable[[], Any]] = {
                 num_windows=4,
             ),
             projector_scale_factors=[1.0],
-            d_model=32,
-            num_queries=9,
-            decoder_layers=3,
-            decoder_self_attention_heads=4,
-            decoder_cross_attention_heads=4,
-            decoder_ffn_dim=48,
-            decoder_n_points=2,
-            group_detr=3,
+            **LW,
         ),
     ),
 }
@@ -335,6 +361,23 @@ def test_detectors(family: str, counts: Sequence[int]) -> None:
 
 
 @pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
+@pytest.mark.parametrize(
+    "family", ["rt-detr", "rt-detr-v2", "d-fine", "deimv2", "lw-detr", "rf-detr"]
+)
+def test_training_mode(family: str, counts: Sequence[int]) -> None:
+    """Denoising queries, groups of queries and distributions of edges, as the library has them."""
+    ours = assert_same(DETECTORS[family]().train(), boxes(counts))
+    assert len(ours.layers) > 3
+
+
+@pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
+def test_loss_without_dense_matching(counts: Sequence[int]) -> None:
+    model = DETECTORS["deimv2"]().train()
+    model.config.use_dense_one_to_one, model.config.mal_alpha = False, 0.7
+    assert_same(model, boxes(counts))
+
+
+@pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
 @pytest.mark.parametrize("family", MASKS)
 def test_mask_classifiers(family: str, counts: Sequence[int]) -> None:
     ours = assert_same(MASKS[family](), masks(counts))
@@ -368,6 +411,8 @@ def test_micro_batches_add_up(family: str) -> None:
         model, labels = make(), objects((2, 0, 3))
     if family in MASKS and "maskformer" not in family:
         pytest.skip("random points: no two runs agree")
+    if family == "deimv2":
+        pytest.skip("how many queries fit boxes is only known of a part")
     whole = decompose(model, INPUTS, labels).total()
     parts = (slice(0, 2), slice(2, 3))
     counts = sum((normaliser(labels[part]) for part in parts), Normaliser())
@@ -392,6 +437,75 @@ def test_outputs_are_those_of_the_final_layer(family: str) -> None:
         torch.testing.assert_close(shapes, final.boxes if family in DETECTORS else final.masks)
     else:
         assert shapes is None
+
+
+@pytest.mark.parametrize("family", ["detr", "mask2former", "maskformer", "eomt"])
+def test_class_weight_turns_nats_into_shares(family: str) -> None:
+    make, objects = FAMILIES[family]
+    labels = objects((2, 0, 3))
+    for layer in decompose(make(), INPUTS, labels).layers:
+        last = layer.logits.shape[-1] - 1
+        class_ids = torch.full_like(layer.matched, last)
+        for image, one in enumerate(labels):
+            found = layer.matched[image] >= 0
+            class_ids[image][found] = one["class_labels"][layer.matched[image][found]]
+        nats = functional.cross_entropy(layer.logits.mT, class_ids, reduction="none")
+        torch.testing.assert_close(layer.class_weight * nats, layer.class_loss)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize("family", ["yolos", "rt-detr", "mask2former", "segformer"])
+def test_works_inside_peft(family: str) -> None:
+    model = {**DETECTORS, **MASKS, **PER_PIXEL}[family]()
+    labels: Any = torch.randint(0, 5, (3, SIDE, SIDE))
+    if family in FAMILIES:
+        labels = FAMILIES[family][1]((1, 0, 2))
+    torch.manual_seed(5)
+    bare = decompose(model, INPUTS, labels).total()
+    targets = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and name.endswith((".fc1", ".dense"))
+    ]
+    wrapped = get_peft_model(model, LoraConfig(target_modules=targets))
+    torch.manual_seed(5)
+    inside = decompose(wrapped, INPUTS, labels).total()
+    torch.testing.assert_close(inside, bare)
+    inside.backward()
+    assert any(p.grad is not None for n, p in wrapped.named_parameters() if "lora_B" in n)
+    torch.testing.assert_close(outputs_only(wrapped, INPUTS)[0], outputs_only(model, INPUTS)[0])
+
+
+@pytest.mark.parametrize("family", ["detr", "deformable-detr", "d-fine", "rf-detr", "mask2former"])
+def test_half_precision(family: str) -> None:
+    """Under autocast the forward is in half precision, the loss is not."""
+    make, objects = FAMILIES[family]
+    model, labels = make(), objects((1, 0, 2))
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = decompose(model, INPUTS, labels)
+    for layer in ours.layers:
+        assert layer.logits.dtype == layer.class_loss.dtype == layer.fit_loss.dtype == torch.float32
+    full = decompose(model, INPUTS, labels).total()
+    torch.testing.assert_close(ours.total(), full, rtol=0.2, atol=0.1)
+    ours.total().backward()
+
+
+def test_saturated_logits_stay_finite() -> None:
+    """LW-DETR's own loss takes the logarithm of a probability that has become zero."""
+    logits = torch.full((1, 2, 3), 200.0, requires_grad=True)
+    place = torch.tensor([0]), torch.tensor([1]), torch.tensor([2])
+    loss = quality_aware(logits, place, torch.tensor([0.5]), alpha=0.25).sum()
+    loss.backward()
+    assert loss.isfinite()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+
+
+def test_boxes_that_are_not_numbers_give_a_loss_that_is_none() -> None:
+    model = DETECTORS["detr"]()
+    with torch.no_grad():
+        model.bbox_predictor.layers[-1].bias.fill_(float("nan"))
+    assert decompose(model, INPUTS, boxes((1, 0, 2))).total().isnan()
 
 
 def test_nothing_stays_replaced() -> None:

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from kswap.errors import UserError
 
+_PARALLEL = ("DistributedDataParallel", "FullyShardedDataParallel")
+
 
 @dataclass
 class Captured:
@@ -34,12 +36,12 @@ class Captured:
 
 
 def bare(model: nn.Module) -> Any:
-    """Return the transformers model inside DDP, `torch.compile` and PEFT."""
+    """Return the transformers model inside DDP, FSDP, `torch.compile` and PEFT."""
     inner: Any = model
     while True:
         if hasattr(inner, "_orig_mod"):
             inner = inner._orig_mod
-        elif isinstance(inner, nn.parallel.DistributedDataParallel):
+        elif type(inner).__name__ in _PARALLEL:
             inner = inner.module
         elif hasattr(inner, "get_base_model"):
             inner = inner.get_base_model()

@@ -8,36 +8,24 @@ beyond `config.decoder_layers - 1` have no weight.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kswap.tasks.criteria import distributions, terms
+from kswap.tasks.criteria import terms
 from kswap.tasks.criteria.capture import floats
+from kswap.tasks.criteria.distributions import edge_loss
 from kswap.tasks.criteria.matching import Pairs, Targets
+from kswap.tasks.criteria.predictions import (
+    Call,
+    Indices,
+    Prediction,
+    decoder_layers,
+    denoised_layers,
+)
 from kswap.tasks.criteria.units import Decomposed, Layer, Normaliser
-
-Call = Mapping[str, Any]
-"""Arguments of the library's loss function by name, and `training`, whether the model is."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What one layer answers."""
-
-    logits: Tensor
-    """(images, queries, columns)"""
-    boxes: Tensor
-    """(images, queries, 4)"""
-    edges: distributions.Edges | None = None
-    """D-FINE's distributions of box edges."""
-    indices: Sequence[tuple[Tensor, Tensor]] | None = None
-    """Query and object of each pair, per image, where known (denoising); else matched."""
-    groups: int = 1
-    """Groups of queries that each object is taught to."""
 
 
 def softmax_detector(call: Call, targets: Targets, counts: Normaliser) -> Decomposed:
@@ -55,12 +43,10 @@ def softmax_detector(call: Call, targets: Targets, counts: Normaliser) -> Decomp
         class_loss, class_weight = weighted_cross_entropy(
             prediction.logits, pairs, targets, counts, nothing_weight=config.eos_coefficient
         )
-        fit = _box_fit(
-            prediction, pairs, targets, config.bbox_loss_coefficient, config.giou_loss_coefficient
-        )
-        return _layer(prediction, pairs, class_loss, fit / counts.num_objects(), class_weight)
+        fit = box_fit(prediction, pairs, targets, config) / counts.num_objects()
+        return _layer(prediction, pairs, class_loss, fit, class_weight)
 
-    return Decomposed("queries", [layer(p) for p in _decoder_layers(call)], False, True)
+    return Decomposed("queries", [layer(p) for p in decoder_layers(call)], False, True)
 
 
 def focal_detector(call: Call, targets: Targets, counts: Normaliser) -> Decomposed:
@@ -77,12 +63,10 @@ def focal_detector(call: Call, targets: Targets, counts: Normaliser) -> Decompos
         pairs = _match(matcher, prediction, targets)
         target = terms.one_hot(prediction.logits, _place(pairs, targets))
         class_loss = terms.focal(prediction.logits, target, alpha=config.focal_alpha)
-        fit = _box_fit(
-            prediction, pairs, targets, config.bbox_loss_coefficient, config.giou_loss_coefficient
-        )
+        fit = box_fit(prediction, pairs, targets, config) / counts.num_objects()
         return _sigmoid_layer(prediction, pairs, class_loss, fit, 1.0, counts)
 
-    return Decomposed("queries", [layer(p) for p in _decoder_layers(call)], True, False)
+    return Decomposed("queries", [layer(p) for p in decoder_layers(call)], True, False)
 
 
 def quality_detector(call: Call, targets: Targets, counts: Normaliser) -> Decomposed:
@@ -97,25 +81,23 @@ def quality_detector(call: Call, targets: Targets, counts: Normaliser) -> Decomp
     config = call["config"]
     matcher = _matcher(LwDetrHungarianMatcher, config)
     groups = config.group_detr if call["training"] else 1
+    counts = counts.times(groups)
 
     def layer(prediction: Prediction) -> Layer:
         pairs = _match(matcher, prediction, targets, groups)
-        boxes, objects = pairs.take(prediction.boxes), targets.every("boxes")[pairs.row]
         class_loss = terms.quality_aware(
             prediction.logits,
             _place(pairs, targets),
-            terms.overlap(boxes.detach(), objects)[0],
+            _overlap(prediction, pairs, targets),
             alpha=config.focal_alpha,
         )
-        fit = _box_fit(
-            prediction, pairs, targets, config.bbox_loss_coefficient, config.giou_loss_coefficient
-        )
+        fit = box_fit(prediction, pairs, targets, config) / counts.num_objects()
         weight = config.class_loss_coefficient
-        return _sigmoid_layer(prediction, pairs, class_loss * weight, fit, weight, counts)
+        return _sigmoid_layer(prediction, pairs, class_loss, fit, weight, counts)
 
     encoder = Prediction(floats(call["enc_outputs_class"]), floats(call["enc_outputs_coord"]))
-    predictions = [replace(p, groups=groups) for p in [encoder, *_decoder_layers(call)]]
-    return Decomposed("queries", [layer(p) for p in predictions], True, False)
+    layers = [layer(prediction) for prediction in [encoder, *decoder_layers(call)]]
+    return Decomposed("queries", layers, True, False)
 
 
 def varifocal_detector(call: Call, targets: Targets, counts: Normaliser) -> Decomposed:
@@ -132,10 +114,8 @@ def varifocal_detector(call: Call, targets: Targets, counts: Normaliser) -> Deco
     matcher = RTDetrHungarianMatcher(config)
 
     def layer(prediction: Prediction) -> Layer:
-        pairs = _match(matcher, prediction, targets)
-        boxes, objects = pairs.take(prediction.boxes), targets.every("boxes")[pairs.row]
-        place = _place(pairs, targets)
-        iou = terms.overlap(boxes.detach(), objects)[0]
+        pairs, own = _match(matcher, prediction, targets), counts.times(prediction.groups)
+        place, iou = _place(pairs, targets), _overlap(prediction, pairs, targets)
         class_loss = terms.varifocal(
             prediction.logits,
             terms.one_hot(prediction.logits, place),
@@ -143,17 +123,56 @@ def varifocal_detector(call: Call, targets: Targets, counts: Normaliser) -> Deco
             alpha=config.focal_loss_alpha,
             gamma=config.focal_loss_gamma,
         )
-        fit = _box_fit(prediction, pairs, targets, config.weight_loss_bbox, config.weight_loss_giou)
-        weight = config.weight_loss_vfl
-        made = _sigmoid_layer(prediction, pairs, class_loss * weight, fit, weight, counts)
-        if prediction.edges is None:
-            return made
-        local = distributions.edge_loss(
-            prediction.edges, pairs, objects, iou, config, counts.times(prediction.groups)
-        )
-        return replace(made, fit_loss=made.fit_loss + local)
+        fit = box_and_edge_fit(prediction, pairs, targets, config, own)
+        return _sigmoid_layer(prediction, pairs, class_loss, fit, config.weight_loss_vfl, own)
 
-    return Decomposed("queries", [layer(p) for p in _denoised_layers(call, targets)], True, False)
+    return Decomposed("queries", [layer(p) for p in denoised_layers(call, targets)], True, False)
+
+
+def matching_aware_detector(call: Call, targets: Targets, counts: Normaliser) -> Decomposed:
+    """`Deimv2ForObjectDetectionLoss`: DEIMv2 (arXiv 2509.20787).
+
+    class: matching_aware(x, IoU) / N. With `use_dense_one_to_one` boxes are fitted by every query
+    that any layer gives an object to; such a layer comes as two, one that fits boxes and has no
+    class loss, and one the other way round. How many fit is only known of the micro-batch; for its
+    whole batch it is taken to be in proportion to the objects.
+    """
+    from transformers.loss.loss_deimv2 import Deimv2Loss
+    from transformers.loss.loss_rt_detr import RTDetrHungarianMatcher
+
+    config = call["config"]
+    matcher = RTDetrHungarianMatcher(config)
+    predictions = denoised_layers(call, targets)
+    every = [_indices(matcher, prediction, targets) for prediction in predictions]
+    free = [found for found, p in zip(every, predictions, strict=True) if p.indices is None]
+    dense: Indices | None = None
+    dense_counts = counts
+    if config.use_dense_one_to_one and len(targets):
+        dense = Deimv2Loss._get_dense_o2o_indices(None, free[-1], free[:-1])
+        dense_counts = counts.as_counted([len(queries) for queries, _ in dense], len(targets))
+    layers: list[Layer] = []
+    for prediction, found in zip(predictions, every, strict=True):
+        pairs, own = Pairs.of(found, prediction.logits, targets), counts.times(prediction.groups)
+        place, iou = _place(pairs, targets), _overlap(prediction, pairs, targets)
+        class_loss = terms.matching_aware(
+            prediction.logits,
+            terms.one_hot(prediction.logits, place),
+            terms.one_hot(prediction.logits, place, iou.pow(config.focal_loss_gamma)),
+            alpha=config.mal_alpha,
+            gamma=config.focal_loss_gamma,
+        )
+        none = torch.zeros_like(class_loss)
+        if dense is None or prediction.indices is not None:
+            fit = box_and_edge_fit(prediction, pairs, targets, config, own)
+        else:
+            fitted = Pairs.of(dense, prediction.logits, targets)
+            fit = box_and_edge_fit(prediction, fitted, targets, config, dense_counts)
+            layers.append(_layer(prediction, fitted, none, fit, none))
+            fit = none
+        layers.append(
+            _sigmoid_layer(prediction, pairs, class_loss, fit, config.weight_loss_mal, own)
+        )
+    return Decomposed("queries", layers, True, False)
 
 
 LOSSES: dict[str, Callable[[Call, Targets, Normaliser], Decomposed]] = {
@@ -162,6 +181,7 @@ LOSSES: dict[str, Callable[[Call, Targets, Normaliser], Decomposed]] = {
     "LwDetrForObjectDetectionLoss": quality_detector,
     "RTDetrForObjectDetectionLoss": varifocal_detector,
     "DFineForObjectDetectionLoss": varifocal_detector,
+    "Deimv2ForObjectDetectionLoss": matching_aware_detector,
 }
 """By the name of the function in `transformers.loss`, which a model's class chooses."""
 
@@ -178,8 +198,34 @@ def weighted_cross_entropy(
     class_ids[pairs.image, pairs.query] = targets.class_ids[pairs.row]
     divisor = counts.num_matched(num_queries) + nothing_weight * counts.num_unmatched(num_queries)
     weight = torch.full_like(logits[..., 0], nothing_weight / divisor)
-    weight[class_ids != columns - 1] = 1 / divisor
+    weight[pairs.image, pairs.query] = 1 / divisor
     return weight * terms.cross_entropy(logits, class_ids), weight
+
+
+def box_fit(prediction: Prediction, pairs: Pairs, targets: Targets, config: Any) -> Tensor:
+    """Return `terms.box_fit` of each query (images, queries), with the coefficients of a config."""
+    if not len(pairs.row):  # a path to every parameter, for DDP; what is no number stays none
+        return prediction.boxes.sum(-1) * 0.0
+    boxes, objects = pairs.take(prediction.boxes), targets.every("boxes")[pairs.row]
+    rt_detr = hasattr(config, "weight_loss_bbox")
+    loss = terms.box_fit(
+        boxes,
+        objects,
+        l1_weight=config.weight_loss_bbox if rt_detr else config.bbox_loss_coefficient,
+        giou_weight=config.weight_loss_giou if rt_detr else config.giou_loss_coefficient,
+    )
+    return pairs.spread(loss)
+
+
+def box_and_edge_fit(
+    prediction: Prediction, pairs: Pairs, targets: Targets, config: Any, counts: Normaliser
+) -> Tensor:
+    """Return the fit, divided, with the losses of edge distributions where the layer has them."""
+    fit = box_fit(prediction, pairs, targets, config) / counts.num_objects()
+    if prediction.edges is None:
+        return fit
+    objects, iou = targets.every("boxes")[pairs.row], _overlap(prediction, pairs, targets)
+    return fit + edge_loss(prediction.edges, pairs, objects, iou, config, counts)
 
 
 def _matcher(matcher: Any, config: Any) -> Any:
@@ -189,24 +235,32 @@ def _matcher(matcher: Any, config: Any) -> Any:
 
 
 def _match(matcher: Any, prediction: Prediction, targets: Targets, *args: Any) -> Pairs:
-    """Match by the library; it cannot where no image has an object."""
-    indices = prediction.indices
-    if indices is None and len(targets):
-        outputs = {"logits": prediction.logits, "pred_boxes": prediction.boxes}
-        indices = matcher(outputs, targets.labels, *args)
-    return Pairs.of(indices, prediction.logits, targets)
+    return Pairs.of(_indices(matcher, prediction, targets, *args), prediction.logits, targets)
+
+
+def _indices(matcher: Any, prediction: Prediction, targets: Targets, *args: Any) -> Indices:
+    """Match by the library, unless the pairs are known or there is no object.
+
+    Boxes that are not numbers match nothing, where the library would raise: the loss is no number
+    then, and the loop reports that.
+    """
+    if prediction.indices is not None:
+        return prediction.indices
+    if not len(targets) or bool(prediction.boxes.isnan().any()):
+        return ()
+    outputs = {"logits": prediction.logits, "pred_boxes": prediction.boxes}
+    indices: Sequence[tuple[Tensor, Tensor]] = matcher(outputs, targets.labels, *args)
+    return indices
 
 
 def _place(pairs: Pairs, targets: Targets) -> tuple[Tensor, Tensor, Tensor]:
     return pairs.image, pairs.query, targets.class_ids[pairs.row]
 
 
-def _box_fit(
-    prediction: Prediction, pairs: Pairs, targets: Targets, l1_weight: float, giou_weight: float
-) -> Tensor:
-    """Return (images, queries), not yet divided."""
-    boxes, objects = pairs.take(prediction.boxes), targets.every("boxes")[pairs.row]
-    return pairs.spread(terms.box_fit(boxes, objects, l1_weight=l1_weight, giou_weight=giou_weight))
+def _overlap(prediction: Prediction, pairs: Pairs, targets: Targets) -> Tensor:
+    """Return IoU (pairs,), without gradient."""
+    boxes, objects = pairs.take(prediction.boxes.detach()), targets.every("boxes")[pairs.row]
+    return terms.overlap(boxes, objects)[0]
 
 
 def _layer(
@@ -231,75 +285,6 @@ def _sigmoid_layer(
     weight: float,
     counts: Normaliser,
 ) -> Layer:
-    """Divide by the number of objects; the class's share is the same for every query."""
-    divisor = counts.times(prediction.groups).num_objects()
-    share = torch.full_like(class_loss, weight / divisor)
-    return _layer(prediction, pairs, class_loss / divisor, fit / divisor, share)
-
-
-def _decoder_layers(call: Call) -> list[Prediction]:
-    """Return auxiliary layers that the library weighs, and the final one; (layers, images, …)."""
-    config = call["config"]
-    layers = [Prediction(floats(call["logits"]), floats(call["pred_boxes"]))]
-    if config.auxiliary_loss:
-        classes, boxes = floats(call["outputs_class"]), floats(call["outputs_coord"])
-        pairs = list(zip(classes[:-1], boxes[:-1], strict=False))
-        num_weighed = getattr(config, "decoder_layers", 1) - 1
-        layers = [Prediction(*pair) for pair in pairs[:num_weighed]] + layers
-    return layers
-
-
-def _denoised_layers(call: Call, targets: Targets) -> list[Prediction]:
-    """Return the layers of RT-DETR and D-FINE: denoising, encoder, auxiliary, final."""
-    meta = call["denoising_meta_values"]
-    sizes = None if meta is None else meta["dn_num_split"]
-
-    def split(values: Tensor, dim: int) -> tuple[Tensor, ...]:
-        """Return the values of denoising queries, none without, and those of the others."""
-        values = floats(values)
-        return (values[:0], values) if sizes is None else torch.split(values, sizes, dim)
-
-    bounded = hasattr(call["config"], "max_num_bins")
-
-    def boxes(values: Tensor) -> Tensor:
-        return floats(values).clamp(0, 1) if bounded else floats(values)
-
-    final = Prediction(split(call["logits"], 1)[1], split(boxes(call["pred_boxes"]), 1)[1])
-    if not call["config"].auxiliary_loss:
-        return [final]
-    encoder = Prediction(floats(call["enc_topk_logits"]), boxes(call["enc_topk_bboxes"]))
-    noisy_classes, classes = split(call["outputs_class"], 2)
-    noisy_boxes, coords = split(boxes(call["outputs_coord"]), 2)
-    edges = noisy_edges = None
-    if bounded:
-        noisy_corners, corners = split(call["predicted_corners"], 2)
-        noisy_points, points = split(call["initial_reference_points"], 2)
-        edges = distributions.layers(corners[:, :-1], points[:, :-1], corners[:, -1], classes)
-        if meta is not None:
-            noisy_edges = distributions.layers(
-                noisy_corners, noisy_points, noisy_corners[:, -1], noisy_classes
-            )
-    layers = [encoder, *_stack(classes[:, :-1], coords[:, :-1], edges), final]
-    if meta is None:
-        return layers
-    known = {"indices": _known_pairs(meta, targets), "groups": meta["dn_num_group"]}
-    return [replace(p, **known) for p in _stack(noisy_classes, noisy_boxes, noisy_edges)] + layers
-
-
-def _stack(
-    classes: Tensor, boxes: Tensor, edges: Sequence[distributions.Edges] | None
-) -> list[Prediction]:
-    """Cut (images, layers, queries, …) into layers; as many as all have, as the library does."""
-    parts = (classes.unbind(1), boxes.unbind(1))
-    if edges is None:
-        return [Prediction(*part) for part in zip(*parts, strict=True)]
-    return [Prediction(*part) for part in zip(*parts, edges, strict=False)]
-
-
-def _known_pairs(meta: Mapping[str, Any], targets: Targets) -> list[tuple[Tensor, Tensor]]:
-    """Return which object each positive denoising query was made from."""
-    pairs = []
-    for image, queries in zip(targets.labels, meta["dn_positive_idx"], strict=True):
-        objects = torch.arange(len(image["class_labels"]))
-        pairs.append((queries, objects.tile(meta["dn_num_group"])[: len(queries)]))
-    return pairs
+    """Weigh the class loss and divide it by the number of objects, the same for every query."""
+    share = torch.full_like(class_loss, weight / counts.num_objects())
+    return _layer(prediction, pairs, share * class_loss, fit, share)

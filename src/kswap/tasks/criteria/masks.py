@@ -19,6 +19,7 @@ from kswap.tasks.criteria import terms
 from kswap.tasks.criteria.capture import floats
 from kswap.tasks.criteria.detectors import weighted_cross_entropy
 from kswap.tasks.criteria.matching import Pairs, Targets
+from kswap.tasks.criteria.predictions import Indices
 from kswap.tasks.criteria.units import Decomposed, Layer, Normaliser
 
 MaskFit = Callable[[Any, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -65,14 +66,14 @@ def _layer(
     counts: Normaliser,
 ) -> Layer:
     weights = model.weight_dict
-    indices = None
+    indices: Indices = ()
     if len(targets):
         indices = model.criterion.matcher(
             masks, logits, targets.each("masks"), targets.each("class_labels")
         )
     pairs = Pairs.of(indices, logits, targets)
     chosen = pairs.take(masks)
-    weighted = chosen.sum((1, 2))  # no pairs: nothing, but DDP needs a path to every parameter
+    weighted = chosen.sum((1, 2))  # no pairs: nothing, but a path to every parameter, for DDP
     if len(chosen):
         mask, dice = fit(model.criterion, chosen, targets.every("masks")[pairs.row])
         weighted = weights["loss_mask"] * mask + weights["loss_dice"] * dice

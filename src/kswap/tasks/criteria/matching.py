@@ -25,8 +25,11 @@ class Targets:
         """Move labels to the device and, boxes and masks, to the type of a prediction."""
         moved = [
             {
-                name: value.to(like.device) if name == "class_labels" else value.to(like)
-                for name, value in image.items()
+                name: image[name].to(like.device)
+                if name == "class_labels"
+                else image[name].to(like)
+                for name in ("class_labels", "boxes", "masks")
+                if name in image
             }
             for image in labels
         ]
@@ -60,12 +63,10 @@ class Pairs:
     """(pairs,), the object among those of the batch."""
 
     @staticmethod
-    def of(
-        indices: Sequence[tuple[Tensor, Tensor]] | None, logits: Tensor, targets: Targets
-    ) -> Pairs:
-        """Turn what a matcher of the library returns, or None for no pair at all, into pairs."""
+    def of(indices: Sequence[tuple[Tensor, Tensor]], logits: Tensor, targets: Targets) -> Pairs:
+        """Turn what a matcher of the library returns, or nothing for no pair, into pairs."""
         matched = torch.full(logits.shape[:2], -1, dtype=torch.long)
-        for number, (queries, objects) in enumerate(indices or ()):
+        for number, (queries, objects) in enumerate(indices):
             matched[number, queries.cpu()] = objects.cpu()
         found = (matched >= 0).nonzero().to(logits.device)
         matched, image, query = matched.to(logits.device), found[:, 0], found[:, 1]

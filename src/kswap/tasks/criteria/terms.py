@@ -93,6 +93,24 @@ def varifocal(
     return loss.sum(-1)
 
 
+def matching_aware(
+    logits: Float[Tensor, "images queries columns"],
+    target: Float[Tensor, "images queries columns"],
+    score: Float[Tensor, "images queries columns"],
+    *,
+    alpha: float | None,
+    gamma: float,
+) -> Float[Tensor, "images queries"]:
+    """Return Σ_c w BCE(x, s), s = IoU^γ at the object's class, of DEIMv2's `loss_labels_mal`.
+
+    w = 1 there and α p^γ elsewhere, without gradient; no α is 1 (arXiv 2412.04234).
+    """
+    weight = logits.detach().sigmoid().pow(gamma) * (1 - target)
+    weight = (1.0 if alpha is None else alpha) * weight + target
+    loss = functional.binary_cross_entropy_with_logits(logits, score, weight, reduction="none")
+    return loss.sum(-1)
+
+
 def quality_aware(
     logits: Float[Tensor, "images queries columns"],
     place: tuple[Tensor, Tensor, Tensor],

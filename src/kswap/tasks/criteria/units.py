@@ -90,7 +90,7 @@ class Normaliser:
     """How many objects each image has."""
     pixels: int = 0
     """How many pixels are labelled."""
-    shares: int = 1
+    shares: float = 1
     """Processes whose gradients are averaged, where the counts are those of all of them."""
 
     def __add__(self, other: Normaliser) -> Normaliser:
@@ -101,6 +101,13 @@ class Normaliser:
     def times(self, groups: int) -> Normaliser:
         """Return the counts with every object taught to `groups` groups of queries."""
         return replace(self, objects=tuple(count * groups for count in self.objects))
+
+    def as_counted(self, objects: Sequence[int], num_own: int) -> Normaliser:
+        """Return `objects` of the images of a part, which has `num_own` of all objects, as counts.
+
+        What is only known of a part is taken to be in proportion to the objects.
+        """
+        return Normaliser(tuple(objects), shares=self.shares * num_own / max(sum(self.objects), 1))
 
     def num_objects(self) -> float:
         """Return the divisor of box and mask losses: at least 1."""
