@@ -258,6 +258,19 @@ PER_PIXEL: dict[str, Callable[[], Any]] = {
     "data2vec": lambda: build(
         hf.Data2VecVisionForSemanticSegmentation, hf.Data2VecVisionConfig(**VIT, **SEMANTIC)
     ),
+    "mobilevit": lambda: build(
+        hf.MobileViTForSemanticSegmentation,
+        hf.MobileViTConfig(
+            image_size=SIDE,
+            patch_size=2,
+            hidden_sizes=[16, 24, 32],
+            neck_hidden_sizes=[8, 8, 8, 16, 16, 16, 32],
+            num_attention_heads=4,
+            mlp_ratio=1.5,
+            aspp_out_channels=16,
+            atrous_rates=[2, 2, 2],
+        ),
+    ),
     "upernet": lambda: build(
         hf.UperNetForSemanticSegmentation,
         hf.UperNetConfig(
@@ -518,6 +531,15 @@ def test_nothing_stays_replaced() -> None:
     with pytest.raises((TypeError, ValueError, RuntimeError)):
         decompose(segmenter, {"pixel_values": PIXELS[:, :1]}, masks((1, 0, 1)))
     assert "get_loss_dict" not in vars(segmenter)
+
+
+def test_model_that_computes_no_loss_is_named() -> None:
+    class NoLossForObjectDetection(hf.DetrForObjectDetection):
+        def forward(self, pixel_values: Tensor, labels: Any = None) -> Any:
+            return super().forward(pixel_values)
+
+    with pytest.raises(UserError, match="NoLossForObjectDetection computes no loss from labels"):
+        decompose(detr(NoLossForObjectDetection, hf.DetrConfig), INPUTS, boxes((1, 0, 2)))
 
 
 def test_unknown_loss_is_named() -> None:

@@ -19,6 +19,7 @@ from kswap.tasks.criteria.detectors import LOSSES
 from kswap.tasks.criteria.masks import MASK_FITS, decompose_masks
 from kswap.tasks.criteria.matching import Targets
 from kswap.tasks.criteria.pixels import decompose_pixels
+from kswap.tasks.criteria.predictions import bounded
 from kswap.tasks.criteria.units import (
     IGNORED,
     Decomposed,
@@ -71,7 +72,7 @@ def decompose(
     model: nn.Module,
     inputs: Mapping[str, Any],
     labels: Labels,
-    normaliser: Normaliser | None = None,
+    counts: Normaliser | None = None,
 ) -> Decomposed:
     """Run the model once and return its loss by layer and unit, with gradient.
 
@@ -81,17 +82,16 @@ def decompose(
         labels: Detectors: one mapping an image, class_labels (objects,) and boxes (objects, 4),
             centre, width and height from 0 to 1. Mask classifiers: class_labels and masks (objects,
             height, width). Others: (images, height, width), IGNORED where nothing is known.
-        normaliser: Counts of the whole batch that this is a part of; its own when left out.
+        counts: Of the whole batch that this is a part of, by `normaliser`; its own when left out.
 
     Raises:
         UserError: the loss of this family cannot be split.
     """
     name = loss_name(model)
-    if normaliser is None:
-        normaliser = _count(labels)
+    counts = normaliser(labels) if counts is None else counts
     if name == _PIXEL_LOSS:
         assert isinstance(labels, Tensor), "labels of pixels are a tensor"
-        return decompose_pixels(model, inputs, labels, normaliser)
+        return decompose_pixels(model, inputs, labels, counts)
     assert not isinstance(labels, Tensor), "labels of objects are one mapping an image"
     base = bare(model)
     targets = Targets.of(labels, floats(inputs["pixel_values"]))
@@ -104,12 +104,12 @@ def decompose(
                 class_labels=targets.each("class_labels"),
             )
         with torch.autocast(targets.class_ids.device.type, enabled=False):
-            return decompose_masks(base, captured.calls, targets, normaliser)
+            return decompose_masks(base, captured.calls, targets, counts)
     with captured_loss(model) as captured:
         model(**inputs, labels=targets.labels)
     call = {**captured.one(model), "training": base.training}
     with torch.autocast(targets.class_ids.device.type, enabled=False):
-        return LOSSES[name](call, targets, normaliser)
+        return LOSSES[name](call, targets, counts)
 
 
 def outputs_only(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
@@ -125,15 +125,11 @@ def outputs_only(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, T
         return floats(outputs.logits), None
     if name in MASK_FITS:
         return floats(outputs.class_queries_logits), floats(outputs.masks_queries_logits)
-    boxes = floats(outputs.pred_boxes)
-    return floats(outputs.logits), boxes.clamp(0, 1) if name.startswith("DFine") else boxes
+    return floats(outputs.logits), bounded(floats(outputs.pred_boxes), bare(model).config)
 
 
 def _hidden_states(base: Any) -> dict[str, bool]:
     """MaskFormer with auxiliary losses stacks hidden states that it only has when asked to."""
-    asked = type(base.criterion).__name__ == "MaskFormerLoss" if hasattr(base, "criterion") else 0
-    return {"output_hidden_states": True} if asked and base.config.use_auxiliary_loss else {}
-
-
-def _count(labels: Labels) -> Normaliser:
-    return normaliser(labels)
+    if type(getattr(base, "criterion", None)).__name__ != "MaskFormerLoss":
+        return {}
+    return {"output_hidden_states": True} if base.config.use_auxiliary_loss else {}

@@ -35,6 +35,16 @@ class Prediction:
     """Groups of queries that each object is taught to."""
 
 
+def has_edges(config: Any) -> bool:
+    """Whether the model answers with distributions of box edges: D-FINE, DEIMv2."""
+    return hasattr(config, "max_num_bins")
+
+
+def bounded(boxes: Tensor, config: Any) -> Tensor:
+    """Return boxes as the loss sees them: those made from distributions are cut off at 0 and 1."""
+    return boxes.clamp(0, 1) if has_edges(config) else boxes
+
+
 def decoder_layers(call: Call) -> list[Prediction]:
     """Return auxiliary layers that the library weighs, and the final one; (layers, images, …)."""
     config = call["config"]
@@ -57,10 +67,8 @@ def denoised_layers(call: Call, targets: Targets) -> list[Prediction]:
         values = floats(values)
         return (values[:0], values) if sizes is None else torch.split(values, sizes, dim)
 
-    bounded = hasattr(call["config"], "max_num_bins")
-
     def boxes(values: Tensor) -> Tensor:
-        return floats(values).clamp(0, 1) if bounded else floats(values)
+        return bounded(floats(values), call["config"])
 
     final = Prediction(split(call["logits"], 1)[1], split(boxes(call["pred_boxes"]), 1)[1])
     if not call["config"].auxiliary_loss:
@@ -69,7 +77,7 @@ def denoised_layers(call: Call, targets: Targets) -> list[Prediction]:
     noisy_classes, classes = split(call["outputs_class"], 2)
     noisy_boxes, coords = split(boxes(call["outputs_coord"]), 2)
     edges = noisy_edges = None
-    if bounded:
+    if has_edges(call["config"]):
         noisy_corners, corners = split(call["predicted_corners"], 2)
         noisy_points, points = split(call["initial_reference_points"], 2)
         edges = distributions.layers(corners[:, :-1], points[:, :-1], corners[:, -1], classes)
