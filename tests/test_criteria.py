@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -146,7 +147,10 @@ NOT_ADDITIVE = {"mask2former", "eomt", "eomt-dinov3", "deimv2"}
 
 @pytest.mark.parametrize("family", sorted({*FAMILIES, *PER_PIXEL} - NOT_ADDITIVE))
 def test_micro_batches_add_up(family: str) -> None:
-    """Parts of a batch that know the counts of the whole yield the loss of the whole."""
+    """Parts of a batch that know the counts of the whole yield the loss of the whole.
+
+    Added up, as in accumulation, or averaged, as over processes.
+    """
     if family in PER_PIXEL:
         model: Any = PER_PIXEL[family]()
         labels: Any = torch.randint(0, 5, (3, SIDE, SIDE))
@@ -158,11 +162,14 @@ def test_micro_batches_add_up(family: str) -> None:
     parts = (slice(0, 2), slice(2, 3))
     counts = sum((normaliser(labels[part]) for part in parts), Normaliser())
     assert counts == normaliser(labels)
-    split = [
-        decompose(model, {"pixel_values": PIXELS[part]}, labels[part], counts).total()
-        for part in parts
-    ]
-    torch.testing.assert_close(sum(split), whole, rtol=1e-4, atol=1e-6)
+    for shares in (1, 2):
+        split = [
+            decompose(
+                model, {"pixel_values": PIXELS[part]}, labels[part], replace(counts, shares=shares)
+            ).total()
+            for part in parts
+        ]
+        torch.testing.assert_close(sum(split) / shares, whole, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, *PER_PIXEL])
