@@ -15,7 +15,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PrivateAttr,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from kswap.errors import UserError, closest
 from kswap.presets import PRESETS
@@ -23,12 +33,14 @@ from kswap.presets import PRESETS
 Role = Literal["learn", "forget", "retain"]
 Split = Literal["train", "validation", "test"]
 StageKind = Literal["learn", "forget", "joint"]
+TaskName = Literal["classification", "segmentation", "detection"]
 ROLES: tuple[Role, ...] = ("learn", "forget", "retain")
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
+Colour = Annotated[int, Field(ge=0, le=255)]
 
 
 def _as_tuple(value: object) -> object:
@@ -41,24 +53,61 @@ class _Frozen(BaseModel):
     )
 
 
-class SplitPaths(_Frozen):
-    """A source whose splits lie in different places."""
+class ScenePaths(_Frozen):
+    """Images and their annotations, where these lie in different places."""
 
-    train: str
+    images: str
+    """Folder of images."""
+    annotations: str
+    """Folder of masks, of Pascal VOC's XML files or of YOLO's text files, or a COCO JSON file."""
+
+
+def _kind_of_data(value: object) -> str:
+    """Return which of the types of `SourceConfig.data` a value is meant as."""
+    if isinstance(value, Mapping):
+        return "ScenePaths" if {"images", "annotations"} & set(value) else "SplitPaths"
+    return type(value).__name__ if isinstance(value, BaseModel) else "str"
+
+
+def _kind_of_split(value: object) -> str:
+    return "ScenePaths" if isinstance(value, Mapping | ScenePaths) else "str"
+
+
+ImagesAndAnnotations = Annotated[
+    Annotated[str, Tag("str")] | Annotated[ScenePaths, Tag("ScenePaths")],
+    Discriminator(_kind_of_split),
+]
+
+
+class SplitPaths(_Frozen):
+    """A source whose splits lie in different places.
+
+    Each is a path, or for segmentation and detection `{images: ..., annotations: ...}`.
+    """
+
+    train: ImagesAndAnnotations
     """Training images: a folder of class folders, or a table file."""
-    validation: str | None = None
+    validation: ImagesAndAnnotations | None = None
     """Validation images; cut from `train` by seed when left out."""
-    test: str | None = None
+    test: ImagesAndAnnotations | None = None
     """Test images; cut from `train` by seed when left out."""
 
 
 class SourceConfig(_Frozen):
     """Where the images of one role come from, and which of them are used."""
 
-    data: str | SplitPaths = ""
+    data: Annotated[
+        Annotated[str, Tag("str")]
+        | Annotated[SplitPaths, Tag("SplitPaths")]
+        | Annotated[ScenePaths, Tag("ScenePaths")],
+        Discriminator(_kind_of_data),
+    ] = ""
     """An image folder (one folder a class, or train/validation/test folders of such), a local
     parquet, arrow, JSONL or CSV file with an image column, a Hugging Face dataset id, or `{train:
-    ..., test: ...}`. May be empty only where the data set is passed in memory to `kswap.swap`."""
+    ..., test: ...}`. For segmentation and detection: a folder in one of the usual layouts (images
+    and masks, COCO, Pascal VOC, YOLO), a COCO JSON file, a table, or `{images: ..., annotations:
+    ...}`, also under train, validation and test. May be empty only where the data set is passed in
+    memory to `kswap.swap`."""
     classes: Annotated[tuple[str, ...] | None, BeforeValidator(_as_tuple)] = None
     """Class names that take this role. None: for learn and forget every class of the source, for
     retain the other classes of the model."""
@@ -67,10 +116,39 @@ class SourceConfig(_Frozen):
     fraction: Share = 1.0
     """Share of the training images that is used, stratified per class (at least one). Test images
     are never thinned out."""
+    labels: Literal["complete", "partial"] | None = None
+    """Segmentation and detection: whether every object of every class the source names is annotated
+    (complete), or only those of this role's classes surely are and the rest is left open, so that
+    the base model supervises it (partial). None: partial for learn, complete for forget and
+    retain."""
+    class_names: Annotated[
+        tuple[str, ...] | dict[int, str] | None, BeforeValidator(_as_tuple)
+    ] = None
+    """Names of the values of masks or of class numbers, in order from 0 or as `{value: name}`;
+    after `reduce_zero_label`. None: from a file beside the data (id2label.json, classes.txt,
+    data.yaml ...), else the model's labels."""
+    palette: dict[str, tuple[Colour, Colour, Colour]] | None = None
+    """Class name -> red, green and blue, for masks that are pictures in colour. Names such as
+    background, void and unknown are understood. None: from class_dict.csv beside the data, if
+    there."""
+    reduce_zero_label: bool | None = None
+    """Whether 0 in a mask means `not labelled` and class 0 is written as 1 (ADE20K). None: what the
+    model's processor says."""
+    ignore_index: Annotated[int, Field(ge=0, le=65535)] = 255
+    """Value in a mask of pixels that are neither trained nor scored."""
     image_column: str | None = None
     """Column with the image (bytes, path, or both); found by itself when left out."""
     label_column: str | None = None
     """Column with the class name or class id; found by itself when left out."""
+    mask_column: str | None = None
+    """Segmentation: column with the mask (an image); found by itself when left out."""
+    objects_column: str | None = None
+    """Detection: column with the boxes and classes of an image; found by itself when left out."""
+    box_format: Literal["xywh", "xyxy", "cxcywh"] = "xywh"
+    """Detection: what the numbers of a box in `objects_column` are: left, top, width, height
+    (COCO); left, top, right, bottom; or centre, width, height."""
+    box_unit: Literal["pixels", "fractions"] = "pixels"
+    """Detection: unit of the boxes in `objects_column`."""
 
 
 class DataConfig(_Frozen):
@@ -85,8 +163,9 @@ class DataConfig(_Frozen):
     it."""
     memory_limit_bytes: Annotated[int, Field(ge=0)] = 4 * 1024**3
     """Decoded images are kept in memory up to this many bytes, in a memory-mapped file beyond."""
-    augment: Literal["none", "flip", "flip-crop"] = "none"
-    """Augmentation of training batches, on tensors (kornia). The base model's outputs that
+    augment: Literal["none", "flip", "flip-crop", "flip-crop-colour"] = "none"
+    """Augmentation of training batches, on tensors (kornia): mirror; crop and scale; change
+    brightness and contrast. Masks and boxes follow. In classification the base model's outputs that
     supervise distillation are those of the image without augmentation."""
 
 
@@ -316,6 +395,24 @@ class SwapConfig(_Frozen):
             return cls.model_validate(merge(values_of_preset, user))
         except ValidationError as error:
             raise UserError(describe(error)) from None
+        config._given = user
+        return config
+
+    def for_task(self, task: TaskName) -> SwapConfig:
+        """Return the config with the preset's values for the task of the model.
+
+        Raises:
+            UserError: the config names another task.
+        """
+        if self.task == task:
+            return self
+        if self.task != "auto":
+            raise UserError(
+                f"task: {self.task!r}, but the model {self.model!r} does {task}; leave task out, "
+                "or name another model"
+            )
+        given = self._given or self.to_mapping()
+        return SwapConfig.from_mapping({**given, "task": task})
 
     def to_mapping(self) -> dict[str, Any]:
         """Return plain values that `from_mapping` reads back to an equal config.
@@ -418,6 +515,10 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
     return overrides
 
 
+_UNION_TAGS = ("SplitPaths", "ScenePaths", "str")
+"""What pydantic puts into the place of an error where a value may be of several types."""
+
+
 def describe(error: ValidationError) -> str:
     """Return one line for the first problem of an error: the key, the value, the rule, the fix."""
     problems = error.errors()
@@ -427,7 +528,7 @@ def describe(error: ValidationError) -> str:
     ]
     problem = problems[0]
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    where = ".".join(str(part) for part in problem["loc"] if part not in ("SplitPaths", "str"))
+    where = ".".join(str(part) for part in problem["loc"] if part not in _UNION_TAGS)
     if problem["type"] == "extra_forbidden":
         known = _fields_at(problem["loc"][:-1])
         name = str(problem["loc"][-1])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kswap.config import ROLES, SPLITS, Role, SourceConfig, Split, SwapConfig
+from kswap.config import ROLES, SPLITS, Role, SourceConfig, Split, SwapConfig, TaskName
 from kswap.data.decode import (
     Decoded,
     Item,
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 def build_data(
     config: SwapConfig,
     *,
+    task: TaskName = "classification",
     id2label: Mapping[int, str],
     processor: Any,
     forgotten: Collection[str] = (),
@@ -50,6 +51,7 @@ def build_data(
 
     Args:
         config: names the sources; `in_memory` stands in for them where given.
+        task: what the model does; segmentation has masks, detection boxes.
         id2label: rows of the model's head.
         processor: the model's image processor (transformers).
         forgotten: labels that an earlier swap forgot; they are not retained.
@@ -67,6 +69,21 @@ def build_data(
         given = getattr(config, role)
         if given is not None or in_memory.get(role) is not None:
             settings[role] = given or SourceConfig()
+    if task != "classification":
+        from kswap.data.scene_build import build_scenes
+
+        return build_scenes(
+            config,
+            settings,
+            _cut,
+            task=task,
+            id2label=id2label,
+            processor=processor,
+            forgotten=forgotten,
+            in_memory=in_memory,
+            cache_dir=cache_dir,
+            on_progress=on_progress,
+        )
     sources = {role: open_source(role, one, in_memory.get(role)) for role, one in settings.items()}
     roles = assign_roles(sources, settings, id2label, forgotten)
     cuts = {role: _cut(config, role, source, settings[role]) for role, source in sources.items()}

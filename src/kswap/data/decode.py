@@ -112,10 +112,10 @@ def decode_all(
             return BadImageError(name, f"the processor fails: {error}")
 
     try:
-        with closing(_in_order(prepare, len(items), on_progress)) as results:
+        with closing(in_order(prepare, len(items), on_progress)) as results:
             for index, result in enumerate(results):
                 if isinstance(result, BadImageError):
-                    _refuse(result, data)
+                    refuse(result, data)
                     bad.append(result)
                     digests.append(None)
                     continue
@@ -124,7 +124,7 @@ def decode_all(
                 if fitted is None:
                     continue
                 if found is None:
-                    store = _store_for(sum(shares) * fitted.nbytes, data, cache_dir)
+                    store = store_for(sum(shares) * fitted.nbytes, data, cache_dir)
                     found = Decoded(store, digests, fitted, bad)
                 check_size(fitted, found.example, items[index])
                 found.store.put(index, fitted)
@@ -165,20 +165,27 @@ def _may_be_used(digest: bytes, share: float, seed: int) -> bool:
     return share >= 1 or order_key(seed, digest) < (1.1 * share + 0.02) * 2**KEY_BITS
 
 
-def _refuse(error: BadImageError, data: DataConfig) -> None:
+def refuse(error: BadImageError, data: DataConfig) -> None:
+    """Raise what is wrong with an image, unless bad images are skipped.
+
+    Raises:
+        UserError: they are not.
+    """
     if data.on_bad_image == "error":
         raise UserError(f"{error}, or set data.on_bad_image: skip")
 
 
-def _store_for(
+def store_for(
     num_bytes: float, data: DataConfig, cache_dir: Path | None
 ) -> MemoryStore | FileStore:
+    """Return a store in memory for up to the limit, else on disk."""
     return MemoryStore() if num_bytes <= data.memory_limit_bytes else FileStore(cache_dir)
 
 
-def _in_order(
+def in_order(
     function: Callable[[int], Any], number: int, on_progress: Progress | None
 ) -> Generator[Any, None, None]:
+    """Yield `function` of 0 to `number` - 1, computed in threads, in order."""
     with warnings.catch_warnings(), ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         silence_pillow()
         for start in range(0, number, CHUNK):

@@ -17,6 +17,8 @@ from kswap.data.table import ImageLike, Table
 from kswap.data.text import listed
 from kswap.errors import UserError, closest
 
+__all__ = ["ImageLike", "column_encoded", "dataset_table", "find_column", "image_of"]
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -46,7 +48,7 @@ def dataset_table(
     dataset = dataset.with_format(None)
     image = _image_column(dataset, settings, where)
     label = _label_column(dataset, settings, where, image)
-    dataset = _encoded(dataset, image, where=where, from_hub=from_hub)
+    dataset = column_encoded(dataset, image, where=where, from_hub=from_hub)
     classes, labels, numbered = _classes(dataset, label, where)
     num_without = int((labels < 0).sum())
     if num_without:
@@ -54,7 +56,7 @@ def dataset_table(
     rows = dataset.select_columns([image])
 
     def read(row: int) -> ImageLike:
-        return _image_of(rows[row][image], folder, from_hub=from_hub)
+        return image_of(rows[row][image], folder, from_hub=from_hub)
 
     def name(row: int) -> str:
         value = rows[row][image]
@@ -65,8 +67,12 @@ def dataset_table(
     return Table(where, classes, labels, read, name, numbered, tuple(notes))
 
 
-def _image_of(value: Any, folder: Path | None, *, from_hub: bool) -> ImageLike:
-    """Turn a cell into something that can be decoded; empty bytes stand for an empty cell."""
+def image_of(value: Any, folder: Path | None, *, from_hub: bool) -> ImageLike:
+    """Turn a cell into something that can be decoded; empty bytes stand for an empty cell.
+
+    Raises:
+        PermissionError: a data set of the hub names a file outside its cache.
+    """
     if isinstance(value, Mapping):
         value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
     if isinstance(value, str):
@@ -89,7 +95,14 @@ def _in_cache(path: Path) -> bool:
     return any(path.resolve().is_relative_to(Path(folder).resolve()) for folder in folders)
 
 
-def _encoded(dataset: Dataset, column: str, *, where: str, from_hub: bool) -> Dataset:
+def column_encoded(
+    dataset: Dataset, column: str, *, where: str, from_hub: bool, key: str = "image_column"
+) -> Dataset:
+    """Return the dataset with the images of a column as encoded bytes or paths.
+
+    Raises:
+        UserError: the column holds something else.
+    """
     from datasets import Image, Value
 
     feature = dataset.features[column]
@@ -104,8 +117,26 @@ def _encoded(dataset: Dataset, column: str, *, where: str, from_hub: bool) -> Da
             return dataset
     raise UserError(
         f"{where}: column {column!r} holds {_kind(feature)}, not images; "
-        "name another column in image_column, or cast it to datasets.Image()"
+        f"name another column in {key}, or cast it to datasets.Image()"
     )
+
+
+def find_column(
+    dataset: Dataset,
+    given: str | None,
+    usual: tuple[str, ...],
+    where: str,
+    key: str,
+    but: str = "",
+) -> str:
+    """Return the column that is given, or the first with a usual name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if given is not None:
+        return _named(dataset, given, where, key)
+    return _pick(dataset, [], usual, where, key, key.removesuffix("_column"), but=but)
 
 
 def _image_column(dataset: Dataset, settings: SourceConfig, where: str) -> str:

@@ -15,7 +15,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from kswap.data.text import one_line
 from kswap.errors import UserError
@@ -90,6 +90,12 @@ def decode(source: str | Path | bytes | Image.Image, *, name: str | None = None)
     except Exception as error:  # decoders of damaged files raise nearly anything
         reason = str(error) or type(error).__name__
         raise BadImageError(name, reason) from None
+
+
+def exif_orientation(source: str | Path | bytes | Image.Image) -> int:
+    """Return how an image that can be decoded is turned: 1 to 8, as EXIF has it; 1 is upright."""
+    value = _open(source).getexif().get(ExifTags.Base.Orientation, 1)
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def _open(source: str | Path | bytes | Image.Image) -> Image.Image:

@@ -9,7 +9,7 @@ rescale offset), float32 of the whole processor is kept.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -38,8 +38,25 @@ class Pixels:
     separable: bool = True
     """False: the images are float32 and finished."""
 
-    def __call__(self, images: NDArray[Any], device: torch.device | str = "cpu") -> torch.Tensor:
-        """Return `images` (b, H, W, 3) uint8 as (b, 3, H, W) float32 on `device`."""
+    def __call__(
+        self,
+        images: NDArray[Any],
+        device: torch.device | str = "cpu",
+        *,
+        sizes: NDArray[np.int32] | None = None,
+    ) -> torch.Tensor:
+        """Return `images` (b, H, W, 3) uint8 as (b, 3, H, W) float32 on `device`.
+
+        Beyond `sizes` (b, 2), where given, the result is 0, as the processors pad.
+        """
+        finished = self._finish(images, device)
+        if sizes is not None:
+            for image, (height, width) in zip(finished, sizes.tolist(), strict=True):
+                image[:, height:] = 0
+                image[:, :, width:] = 0
+        return finished
+
+    def _finish(self, images: NDArray[Any], device: torch.device | str) -> torch.Tensor:
         import torch
 
         batch = np.ascontiguousarray(images)
@@ -57,10 +74,21 @@ class Pixels:
 
 
 class Fitter:
-    """The half of a processor that gives images the model's size; `pixels` is the other half."""
+    """The half of a processor that gives images the model's size; `pixels` is the other half.
 
-    def __init__(self, processor: Any) -> None:
+    For segmentation and detection (`dense`) images may keep their shape: what a processor does
+    after resizing is left out, so that masks and boxes need only be scaled. It does not pad (the
+    data package pads, to `array_size`), crop the centre, or split images into windows.
+    """
+
+    def __init__(self, processor: Any, *, dense: bool = False) -> None:
         self.processor = processor
+        self.notes: tuple[str, ...] = ()
+        """What a processor does that is left out, for the user."""
+        self._least = (1, 1)
+        self._options: dict[str, Any] = {}
+        if dense:
+            self._keep_whole()
         self.pixels = _pixels_of(processor)
         if not self._separates():
             self.pixels = Pixels(scale=1.0, mean=(), std=(), separable=False)
@@ -79,7 +107,8 @@ class Fitter:
         """
         kind = type(self.processor).__name__
         try:
-            values = self.processor(images=image, return_tensors="pt")["pixel_values"][0]
+            output = self.processor(images=image, return_tensors="pt", **self._options)
+            values = output["pixel_values"][0]
         except Exception as error:
             raise UserError(
                 f"processor {kind}: cannot process an RGB image ({one_line(error)}); correct "
@@ -93,8 +122,48 @@ class Fitter:
             )
         return pixels
 
+    def fit_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return height and width of the fitted image, for those of an image."""
+        fitted = self(Image.new("RGB", (size[1], size[0])))
+        return size_of(fitted)
+
+    def array_size(self, sizes: Iterable[tuple[int, int]]) -> tuple[int, int]:
+        """Return height and width of an array that holds fitted images of `sizes`.
+
+        It is what the processor pads to, or the largest, and a multiple of its divisor.
+        """
+        heights, widths = zip(self._least, *sizes, strict=True)
+        names = ("size_divisor", "pad_size_divisor")
+        values = [getattr(self.processor, name, None) for name in names]
+        divisor = next((value for value in values if isinstance(value, int) and value > 0), 1)
+        height, width = (-(-max(sides) // divisor) * divisor for sides in (heights, widths))
+        return height, width
+
+    def _keep_whole(self) -> None:
+        p = self.processor
+        size = getattr(p, "size", None) or {}
+        if getattr(p, "do_split_image", False):  # EoMT's windows
+            side = size["shortest_edge"]
+            self._options["size"] = {"shortest_edge": side, "longest_edge": side}
+            self._least = (side, side)
+            self.notes += ("the processor's windows are not cut: images are fitted into one",)
+        elif getattr(p, "do_pad", False):
+            pad = getattr(p, "pad_size", None)
+            if pad and pad["height"] and pad["width"]:
+                self._least = (pad["height"], pad["width"])
+            elif hasattr(p, "do_split_image"):
+                least = size["shortest_edge"], size["longest_edge"] or size["shortest_edge"]
+                self._least = least
+        if getattr(p, "do_center_crop", False):
+            self.notes += ("the processor's centre crop is left out: images are used whole",)
+        for key in ("do_pad", "do_center_crop", "do_split_image"):
+            if getattr(p, key, None):
+                self._options[key] = False
+
     def _fit_only(self, image: Image.Image) -> NDArray[np.uint8]:
-        output = self.processor(images=image, do_rescale=False, do_normalize=False)
+        output = self.processor(
+            images=image, do_rescale=False, do_normalize=False, **self._options
+        )
         fitted = np.asarray(output["pixel_values"][0])
         if fitted.dtype != np.uint8 or fitted.ndim != 3 or fitted.shape[0] != 3:
             raise TypeError(f"{fitted.dtype} of shape {fitted.shape} is not an 8-bit RGB image")
@@ -116,6 +185,12 @@ class Fitter:
         except Exception:  # whatever the processor cannot do in halves, it does as a whole
             return False
         return whole.shape == halves.shape and np.allclose(whole, halves, rtol=0, atol=TOLERANCE)
+
+
+def size_of(fitted: NDArray[Any]) -> tuple[int, int]:
+    """Return height and width of a fitted image: (H, W, 3) bytes or (3, H, W) numbers."""
+    shape = fitted.shape[:2] if fitted.dtype == np.uint8 else fitted.shape[1:]
+    return int(shape[0]), int(shape[1])
 
 
 def _pixels_of(processor: Any) -> Pixels:

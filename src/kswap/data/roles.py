@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from kswap.config import ROLES, Role, SourceConfig
 from kswap.data.labels import LabelIndex, plain
+from kswap.data.scenes import is_background
 from kswap.data.table import Source
 from kswap.data.text import count, listed, one_line
 from kswap.errors import UserError, closest, is_printable
@@ -241,7 +242,10 @@ def _retain(
             "name another source, or map the names with retain.rename"
         )
     without = [
-        label for i, label in class_ids.items() if i not in roles.of_source["retain"].values()
+        label
+        for i, label in class_ids.items()
+        if i not in roles.of_source["retain"].values()
+        and not (source.several and is_background(label))
     ]
     if without:
         roles.notes.append(
@@ -298,7 +302,12 @@ def _note_ignored(roles: Roles, role: Role, source: Source) -> None:
     ignored = [name for name in source.counts if name not in roles.of_source[role]]
     full = [name for name in ignored if source.counts[name]]
     empty = [name for name in ignored if not source.counts[name]]
-    if full:
+    if full and source.several:
+        roles.notes.append(
+            f"{role}: {count(len(full), 'class')} of {source.where} without this role: "
+            f"{listed(full)}"
+        )
+    elif full:
         images = count(sum(source.counts[name] for name in full), "image")
         roles.notes.append(
             f"{role}: {images} of {source.where} left out, of {count(len(full), 'class')} "

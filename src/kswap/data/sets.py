@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from kswap.config import Role, Split
 from kswap.data.pixels import Pixels
 
-
 OPEN = -1
 """In a mask: none of the classes that the annotations cover; background, or not labelled."""
 IGNORE = -2
@@ -54,6 +53,8 @@ class ImageSet:
     complete: bool = True
     """Whether every object of a covered class is annotated and nothing else is there to be known:
     config's `labels: complete`. Otherwise what is not annotated is open."""
+    original_sizes: NDArray[np.int32] | None = None
+    """(n, 2) height and width of each image before it was fitted; None in classification."""
     covered: tuple[int, ...] = ()
     """Rows that the annotations cover: where such a class is not annotated, it is not there."""
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
-from kswap.config import Role, SourceConfig, SplitPaths
+from kswap.config import Role, ScenePaths, SourceConfig, SplitPaths
 from kswap.data.folders import folder_source
 from kswap.data.hf_tables import dataset_table
 from kswap.data.table import SPLIT_NAMES, Source, Table, source_of_splits
@@ -21,6 +21,9 @@ READERS = {
     ".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".tsv": "csv",
 }  # fmt: skip
 """Suffix of a table file -> reader of the datasets library."""
+TableMaker = Callable[..., Table]
+"""As `dataset_table`: what becomes of a data set of rows; another for segmentation and
+detection."""
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _SUFFIX = re.compile(r"\.[A-Za-z]\w{0,7}")
 
@@ -32,25 +35,42 @@ def open_source(role: Role, settings: SourceConfig, in_memory: object = None) ->
         UserError: there is nothing, or nothing usable, where the user points.
     """
     if in_memory is not None:
-        return _memory_source(role, in_memory, settings)
+        return memory_source(role, in_memory, settings)
     data = settings.data
     if isinstance(data, SplitPaths):
         parts = {split: getattr(data, split) for split in ("train", "validation", "test")}
-        tables = {
-            split: _single_table(role, split, path, settings)
-            for split, path in parts.items()
-            if path
-        }
+        tables = {}
+        for split, path in parts.items():
+            if _is_path(path, role):
+                tables[split] = single_table(role, split, path, _open(role, path, settings))
         return source_of_splits(f"{role}.data", tables)
-    if not data.strip():
-        raise UserError(
-            f"{role}.data: is empty; name a folder, a table file or a Hugging Face dataset id"
-        )
+    if not _is_path(data, role):
+        raise no_data(role)
     return _open(role, data, settings)
 
 
-def _single_table(role: Role, split: str, path: str, settings: SourceConfig) -> Table:
-    source = _open(role, path, settings)
+def no_data(role: Role) -> UserError:
+    """Return what to say when a source names nothing."""
+    return UserError(
+        f"{role}.data: is empty; name a folder, a table file or a Hugging Face dataset id"
+    )
+
+
+def _is_path(data: str | ScenePaths | None, role: Role) -> TypeGuard[str]:
+    if isinstance(data, ScenePaths):
+        raise UserError(
+            f"{role}.data: has annotations, but the model classifies whole images; name a folder "
+            "with one folder a class, or a model for segmentation or detection"
+        )
+    return bool(data and data.strip())
+
+
+def single_table(role: Role, split: str, path: str, source: Source) -> Table:
+    """Return the only table of a source that is named for one split.
+
+    Raises:
+        UserError: it has splits of its own.
+    """
     if len(source.splits) > 1:
         raise UserError(
             f"{role}.data.{split}: {source.where} has splits of its own ({listed(source.splits)}); "
@@ -60,23 +80,55 @@ def _single_table(role: Role, split: str, path: str, settings: SourceConfig) -> 
 
 
 def _open(role: Role, data: str, settings: SourceConfig) -> Source:
+    path = local_path(role, data)
+    if path is None:
+        return hub_source(role, data, settings)
+    if path.is_file():
+        return file_source(path, settings)
+    source = table_source(path, settings)
+    if source is not None:
+        return source
+    for key in ("image_column", "label_column"):
+        if getattr(settings, key) is not None:
+            raise UserError(
+                f"{key}: {getattr(settings, key)!r} is a column of a table, but "
+                f"{one_line(path)} is an image folder; leave it out, or name a table file"
+            )
+    return folder_source(path)
+
+
+def local_path(role: Role, data: str) -> Path | None:
+    """Return the folder or file that `data` names; None: it may be the id of a data set.
+
+    Raises:
+        UserError: it is written like a path, but there is nothing.
+    """
     try:
         path = Path(data).expanduser()
-        is_folder, is_file = path.is_dir(), path.is_file()
+        exists = path.is_dir() or path.is_file()
     except (OSError, ValueError, RuntimeError) as error:  # too long, a null byte, no such user
         raise UserError(
             f"{role}.data: {one_line(data)!r} is not a path ({one_line(error)})"
         ) from None
-    if is_file:
-        return _files_source(path.parent, {"train": [path]}, settings, where=str(path))
-    if is_folder:
-        return _local_folder(path, settings)
+    if exists:
+        return path
     if _looks_like_path(data):
         raise UserError(
             f"{role}.data: {one_line(data)}: there is no such folder or file; "
             "name an image folder, a table file or a Hugging Face dataset id"
         )
-    return _hub_source(role, data, settings)
+    return None
+
+
+def file_source(
+    path: Path, settings: SourceConfig, table: TableMaker = dataset_table
+) -> Source:
+    """Open a table file.
+
+    Raises:
+        UserError: it is none, or has no usable columns.
+    """
+    return _files_source(path.parent, {"train": [path]}, settings, where=str(path), table=table)
 
 
 def _looks_like_path(data: str) -> bool:
@@ -90,27 +142,38 @@ def _looks_like_path(data: str) -> bool:
     )
 
 
-def _local_folder(path: Path, settings: SourceConfig) -> Source:
+def table_source(
+    path: Path,
+    settings: SourceConfig,
+    table: TableMaker = dataset_table,
+    but: Collection[str] = (),
+) -> Source | None:
+    """Open a folder with a saved data set or table files; None: it has none.
+
+    Args:
+        path: the folder, or one with them in `data`.
+        settings: of the source.
+        table: what makes a table of a data set.
+        but: suffixes of files that are something else here.
+
+    Raises:
+        UserError: they cannot be read, or have no usable columns.
+    """
     if any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
         import datasets
 
         with _reading(str(path)):
             saved = datasets.load_from_disk(str(path))
-        return _dataset_source(saved, settings, where=str(path), folder=path)
+        return _dataset_source(saved, settings, where=str(path), folder=path, table=table)
     for folder in (
         path,
         path / "data",
     ):  # "data" is where the hub keeps the table files of a data set
-        files = _table_files(folder)
+        files = [file for file in _table_files(folder) if file.suffix.lower() not in but]
         if files:
-            return _files_source(folder, _by_split(folder, files), settings, where=str(path))
-    for key in ("image_column", "label_column"):
-        if getattr(settings, key) is not None:
-            raise UserError(
-                f"{key}: {getattr(settings, key)!r} is a column of a table, but "
-                f"{one_line(path)} is an image folder; leave it out, or name a table file"
-            )
-    return folder_source(path)
+            splits = _by_split(folder, files)
+            return _files_source(folder, splits, settings, where=str(path), table=table)
+    return None
 
 
 def _table_files(folder: Path) -> list[Path]:
@@ -146,7 +209,12 @@ def _by_split(folder: Path, files: list[Path]) -> dict[str, list[Path]]:
 
 
 def _files_source(
-    folder: Path, files: Mapping[str, list[Path]], settings: SourceConfig, *, where: str
+    folder: Path,
+    files: Mapping[str, list[Path]],
+    settings: SourceConfig,
+    *,
+    where: str,
+    table: TableMaker,
 ) -> Source:
     import datasets
 
@@ -169,10 +237,17 @@ def _files_source(
     }
     with _reading(where):
         loaded = datasets.load_dataset(kind, data_files=patterns, **options)
-    return _dataset_source(loaded, settings, where=where, folder=folder)
+    return _dataset_source(loaded, settings, where=where, folder=folder, table=table)
 
 
-def _hub_source(role: Role, name: str, settings: SourceConfig) -> Source:
+def hub_source(
+    role: Role, name: str, settings: SourceConfig, table: TableMaker = dataset_table
+) -> Source:
+    """Open a data set of the Hugging Face hub.
+
+    Raises:
+        UserError: there is none, it cannot be reached, or it has no usable columns.
+    """
     import datasets
 
     missing = (
@@ -181,7 +256,9 @@ def _hub_source(role: Role, name: str, settings: SourceConfig) -> Source:
     with _reading(missing):
         _check_hub(name)
         loaded = datasets.load_dataset(name)
-    return _dataset_source(loaded, settings, where=name, folder=None, from_hub=True)
+    return _dataset_source(
+        loaded, settings, where=name, folder=None, from_hub=True, table=table
+    )
 
 
 def _check_hub(name: str) -> None:
@@ -198,7 +275,14 @@ def _check_hub(name: str) -> None:
         HfApi().dataset_info(name, timeout=10)
 
 
-def _memory_source(role: Role, value: object, settings: SourceConfig) -> Source:
+def memory_source(
+    role: Role, value: object, settings: SourceConfig, table: TableMaker = dataset_table
+) -> Source:
+    """Open a Dataset or DatasetDict.
+
+    Raises:
+        UserError: it is neither, or has no usable columns.
+    """
     import datasets
 
     parts = value.values() if isinstance(value, Mapping) else [value]
@@ -209,7 +293,7 @@ def _memory_source(role: Role, value: object, settings: SourceConfig) -> Source:
             "give a datasets.Dataset or a DatasetDict (a stream can be turned into one with "
             "Dataset.from_generator)"
         )
-    return _dataset_source(value, settings, where=f"{role} dataset", folder=None)
+    return _dataset_source(value, settings, where=f"{role} dataset", folder=None, table=table)
 
 
 def _dataset_source(
@@ -219,6 +303,7 @@ def _dataset_source(
     where: str,
     folder: Path | None,
     from_hub: bool = False,
+    table: TableMaker,
 ) -> Source:
     where = one_line(where)
     if not isinstance(loaded, Mapping):
@@ -226,7 +311,7 @@ def _dataset_source(
     tables = {}
     for split, dataset in loaded.items():
         place = where if len(loaded) == 1 else f"{where} [{split}]"
-        tables[str(split)] = dataset_table(
+        tables[str(split)] = table(
             dataset, settings, where=place, folder=folder, from_hub=from_hub
         )
     return source_of_splits(where, tables)

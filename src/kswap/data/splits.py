@@ -13,6 +13,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
 from kswap.config import Role, Split
 
@@ -89,11 +90,19 @@ def cut_counts(number: int, cut: Cut) -> tuple[int, int]:
     return num_test, min(num_validation, number - 1 - num_test)
 
 
+class Placed(Protocol):
+    """What the rules against leaks need to know of a picture."""
+
+    @property
+    def digest(self) -> bytes:
+        """Hash of the decoded pixels."""
+
+
 def arrange(pictures: Sequence[Picture], cuts: Mapping[Role, Cut], *, seed: int) -> Arrangement:
     """Give every picture its split, or none."""
     result = Arrangement(splits=[picture.split for picture in pictures])
     _drop_copies(pictures, result)
-    _drop_leaks(pictures, result)  # before cutting, so that the counts are those of what is left
+    drop_leaks(pictures, result)  # before cutting, so that the counts are those of what is left
     by_class = _train_by_class(pictures, result, seed)
     for (role, class_id), indices in by_class.items():
         cut = cuts[role]
@@ -102,13 +111,17 @@ def arrange(pictures: Sequence[Picture], cuts: Mapping[Role, Cut], *, seed: int)
             result.lonely.append((role, class_id))
         for place, index in enumerate(indices[: num_test + num_validation]):
             result.splits[index] = "test" if place < num_test else "validation"
-    _drop_leaks(pictures, result)  # a test image of one class may be a train image of another
+    drop_leaks(pictures, result)  # a test image of one class may be a train image of another
     _thin(pictures, result, cuts, seed)
     result.two_classes = _count_two_classes(pictures, result)
     return result
 
 
-def _used(pictures: Sequence[Picture], result: Arrangement) -> Iterable[tuple[int, Picture, Split]]:
+P = TypeVar("P", bound=Placed)
+
+
+def used(pictures: Sequence[P], result: Arrangement) -> Iterable[tuple[int, P, Split]]:
+    """Yield the pictures that have a split."""
     for index, picture in enumerate(pictures):
         split = result.splits[index]
         if split is not None:
@@ -124,11 +137,12 @@ def _drop_copies(pictures: Sequence[Picture], result: Arrangement) -> None:
         seen.add(picture)
 
 
-def _drop_leaks(pictures: Sequence[Picture], result: Arrangement) -> None:
+def drop_leaks(pictures: Sequence[Placed], result: Arrangement) -> None:
+    """Take out of train and validation what the test has, and out of train what validation has."""
     held: dict[Split, set[bytes]] = defaultdict(set)
-    for _, picture, split in _used(pictures, result):
+    for _, picture, split in used(pictures, result):
         held[split].add(picture.digest)
-    for index, picture, split in list(_used(pictures, result)):
+    for index, picture, split in list(used(pictures, result)):
         leaks_test = split != "test" and picture.digest in held["test"]
         leaks_validation = split == "train" and picture.digest in held["validation"]
         if leaks_test or leaks_validation:
@@ -140,7 +154,7 @@ def _train_by_class(
     pictures: Sequence[Picture], result: Arrangement, seed: int
 ) -> dict[tuple[Role, int], list[int]]:
     by_class: dict[tuple[Role, int], list[int]] = defaultdict(list)
-    for index, picture, split in _used(pictures, result):
+    for index, picture, split in used(pictures, result):
         if split == "train":
             by_class[picture.role, picture.class_id].append(index)
     for indices in by_class.values():
@@ -160,6 +174,6 @@ def _thin(
 
 def _count_two_classes(pictures: Sequence[Picture], result: Arrangement) -> int:
     classes: dict[tuple[Split, bytes], set[int]] = defaultdict(set)
-    for _, picture, split in _used(pictures, result):
+    for _, picture, split in used(pictures, result):
         classes[split, picture.digest].add(picture.class_id)
     return sum(len(found) > 1 for found in classes.values())

@@ -8,6 +8,7 @@ mapping: a full disk is then an error that can be caught, not a bus error that e
 from __future__ import annotations
 
 import errno
+import math
 import os
 import shutil
 import tempfile
@@ -59,7 +60,7 @@ class MemoryStore:
         read: Callable[[int], NDArray[Any]],
         like: NDArray[Any],
     ) -> NDArray[Any]:
-        """Return the images of `indices`, read by `read`, as one array."""
+        """Return the images of `indices`, read by `read` with the shape of `like`, as one array."""
         array = np.empty((len(indices), *like.shape), like.dtype)
         for row, index in enumerate(indices):
             array[row] = read(index)
@@ -77,8 +78,7 @@ class FileStore:
             folder.mkdir(parents=True, exist_ok=True)
             self.folder = folder
             self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed in __exit__
-        self._places: dict[int, int] = {}
-        self._like: NDArray[Any] | None = None
+        self._places: dict[int, tuple[int, tuple[int, ...], np.dtype[Any]]] = {}
         self._arrays = 0
 
     def __enter__(self) -> Self:
@@ -98,21 +98,22 @@ class FileStore:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def put(self, index: int, image: NDArray[Any]) -> None:
-        """Keep `image` under `index`; all images have one shape and type."""
-        self._like = np.empty(image.shape, image.dtype) if self._like is None else self._like
+        """Keep `image` under `index`."""
         with _disk_errors(self.folder):
-            self._places[index] = self._file.seek(0, os.SEEK_END)
+            place = self._file.seek(0, os.SEEK_END)
+            self._places[index] = (place, image.shape, image.dtype)
             self._file.write(np.ascontiguousarray(image).data.cast("B"))
 
     def take(self, index: int) -> NDArray[Any] | None:
         """Return the image kept under `index`; None if there is none."""
-        place = self._places.pop(index, None)
-        if place is None or self._like is None:
+        found = self._places.pop(index, None)
+        if found is None:
             return None
+        place, shape, dtype = found
         with _disk_errors(self.folder):  # seeking writes what is still in the buffer
             self._file.seek(place)
-            data = self._file.read(self._like.nbytes)
-        return np.frombuffer(data, self._like.dtype).reshape(self._like.shape)
+            data = self._file.read(math.prod(shape) * dtype.itemsize)
+        return np.frombuffer(data, dtype).reshape(shape)
 
     def gather(
         self,

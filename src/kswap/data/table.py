@@ -47,6 +47,8 @@ class Table:
     numbered: bool = False
     """The classes are bare numbers, without names."""
     notes: tuple[str, ...] = ()
+    several: bool = False
+    """An image may hold objects of several classes."""
 
     @cached_property
     def counts(self) -> dict[str, int]:
@@ -78,6 +80,11 @@ class Source:
             for name, number in table.counts.items():
                 total[name] += number
         return total
+
+    @property
+    def several(self) -> bool:
+        """Whether an image may hold objects of several classes."""
+        return any(table.several for table in self.splits.values())
 
     @property
     def numbered(self) -> bool:

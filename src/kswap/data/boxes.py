@@ -1,0 +1,70 @@
+"""Boxes as people write them, checked: numbers, order of the corners, place in the image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kswap.data.text import one_line
+from kswap.errors import UserError
+
+BoxFormat = Literal["xywh", "xyxy", "cxcywh"]
+_WORDS: dict[str, str] = {
+    "xywh": "left, top, width, height",
+    "xyxy": "left, top, right, bottom",
+    "cxcywh": "centre x, centre y, width, height",
+}
+
+
+def clean_boxes(
+    raw: Sequence[Any], kind: BoxFormat, where: str
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Return boxes as (kept, 4) left, top, right, bottom, and (n,) which of `raw` they are.
+
+    Boxes without width or height are left out (annotation tools write some); whoever calls counts
+    them.
+
+    Raises:
+        UserError: a box is not four finite numbers, or is inverted: then the format is another.
+    """
+    boxes = np.zeros((len(raw), 4), np.float64)
+    for row, box in enumerate(raw):
+        try:
+            values = np.asarray(box, np.float64)
+        except (TypeError, ValueError):
+            values = np.zeros(0)
+        if values.shape != (4,) or not np.isfinite(values).all():
+            raise UserError(
+                f"{where}: a box is {one_line(box, 60)}, not four numbers ({_WORDS[kind]}); "
+                "correct or remove it"
+            )
+        boxes[row] = values
+    if kind == "cxcywh":
+        boxes[:, :2] -= boxes[:, 2:] / 2
+    if kind != "xyxy":
+        boxes[:, 2:] += boxes[:, :2]
+    inverted = np.any(boxes[:, 2:] < boxes[:, :2], axis=1)
+    if inverted.any():
+        box = raw[int(np.flatnonzero(inverted)[0])]
+        raise UserError(
+            f"{where}: the box {one_line(box, 60)} is inverted, its width or height is negative "
+            f"when read as {_WORDS[kind]}; correct it, or the format of the boxes"
+        )
+    kept = np.asarray((boxes[:, 2:] > boxes[:, :2]).all(axis=1), bool)
+    return boxes[kept], kept
+
+
+def clip_boxes(
+    boxes: NDArray[np.float64], tolerance: float = 0.0
+) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_]]:
+    """Clip boxes (n, 4) in fractions to the image; return them, which were clipped, which are in.
+
+    A box that lies outside as a whole is not in. `tolerance` is what may stick out uncounted.
+    """
+    clipped = boxes.clip(0, 1)
+    beyond = np.asarray((np.abs(clipped - boxes) > tolerance).any(axis=1), bool)
+    inside = np.asarray((clipped[:, 2:] > clipped[:, :2]).all(axis=1), bool)
+    return clipped, beyond, inside

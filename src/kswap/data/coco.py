@@ -1,0 +1,358 @@
+"""COCO JSON: boxes for detection, polygons and run lengths for segmentation.
+
+Read here and not by supervision or pycocotools: these read every picture or build an index at once,
+fail with a KeyError, and trust the numbers (coordinates of 1e9, run lengths that do not add up).
+Polygons are drawn by faster-coco-eval (COCO's own rule of which pixels are inside) once their
+numbers are checked.
+
+In a semantic mask smaller objects lie over larger ones; crowd regions are ignored where nothing
+else is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kswap.config import TaskName
+from kswap.data.boxes import clean_boxes
+from kswap.data.images import MAX_PIXELS
+from kswap.data.scenes import (
+    Annotation,
+    BadAnnotationError,
+    Legend,
+    Objects,
+    SceneTable,
+    Size,
+    below,
+    make_legend,
+    scene_table,
+)
+from kswap.data.sets import IGNORE, OPEN
+from kswap.data.text import count, listed, one_line
+from kswap.errors import UserError
+
+MAX_JSON_BYTES = 4 * 1024**3
+
+
+def coco_table(path: Path, images_dir: Path, task: TaskName) -> SceneTable:
+    """Return the images of a COCO file; all that it lists, in the order of their names.
+
+    Raises:
+        UserError: it is not COCO JSON, or ids, names or numbers in it are wrong.
+    """
+    where = one_line(path)
+    content = read_json(path)
+    if not isinstance(content, dict) or not isinstance(content.get("images"), list):
+        raise UserError(
+            f"{where}: is not COCO JSON, which is a mapping with images, annotations and "
+            "categories; name another file"
+        )
+    if not isinstance(content.get("annotations"), list):
+        raise UserError(f"{where}: has no list of annotations; name a file with annotations")
+    legend = _categories(content, where)
+    images = _images(content, where)
+    by_image, notes = _by_image(content, legend, set(images), where)
+    ordered = sorted(images.values(), key=lambda image: str(image["file_name"]))
+    paths = [below(images_dir, str(image["file_name"]), where) for image in ordered]
+    scenes = [_Scene(by_image.get(image["id"], []), image, legend, where) for image in ordered]
+    dropped = Counter[str]()
+    for scene in scenes:
+        dropped.update(scene.prepare(task))
+    notes += [f"{where}: {count(number, what)} left out" for what, number in dropped.items()]
+    empty = sum(not scene.present for scene in scenes)
+    if empty:
+        notes.append(f"{where}: {count(empty, 'image')} without objects")
+    return scene_table(
+        where,
+        legend.classes,
+        [scene.present for scene in scenes],
+        read=paths.__getitem__,
+        name=lambda row: str(paths[row]),
+        annotate=lambda row, size: scenes[row].annotate(task, size),
+        notes=notes,
+    )
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file.
+
+    Raises:
+        UserError: it cannot be read or is not JSON.
+    """
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise UserError(f"{one_line(path)}: is larger than {MAX_JSON_BYTES} bytes; split it")
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{one_line(path)}: cannot be read ({one_line(error.strerror)})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{one_line(path)}: is not valid JSON ({one_line(error)}); mend or replace the file"
+        ) from None
+
+
+def looks_like_coco(path: Path) -> bool:
+    """Whether the start of a JSON file mentions what COCO has; the whole is read later."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(1 << 16)
+            file.seek(max(0, path.stat().st_size - (1 << 16)))
+            text = start + file.read()
+    except OSError:
+        return False
+    return any(f'"{key}"'.encode() in text for key in ("annotations", "categories", "images"))
+
+
+def _items(content: dict[str, Any], key: str, where: str) -> list[dict[str, Any]]:
+    values = content.get(key)
+    if not isinstance(values, list):
+        raise UserError(f"{where}: has no list of {key}; COCO JSON needs one")
+    for place, value in enumerate(values):
+        if not isinstance(value, dict):
+            raise UserError(f"{where}: {key}[{place}] is {one_line(value, 60)!r}, not a mapping")
+    return values
+
+
+def _id(value: Any, what: str, where: str) -> int | str:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise UserError(f"{where}: {what} is {one_line(value, 60)!r}; an id is a number or a text")
+    return value
+
+
+def _categories(content: dict[str, Any], where: str) -> Legend:
+    names: dict[Any, str] = {}
+    for place, category in enumerate(_items(content, "categories", where)):
+        number = _id(category.get("id"), f"categories[{place}].id", where)
+        name = category.get("name")
+        if not isinstance(name, str):
+            raise UserError(f"{where}: categories[{place}] has no name; give it one")
+        if number in names:
+            raise UserError(
+                f"{where}: category id {number!r} stands for {one_line(names[number])!r} and "
+                f"{one_line(name)!r}; ids are given once, renumber one"
+            )
+        names[number] = name
+    if len({type(number) for number in names}) > 1:
+        raise UserError(f"{where}: category ids are both numbers and texts; write one kind")
+    return make_legend(names, where)
+
+
+def _images(content: dict[str, Any], where: str) -> dict[int | str, dict[str, Any]]:
+    images: dict[int | str, dict[str, Any]] = {}
+    files: set[str] = set()
+    for place, image in enumerate(_items(content, "images", where)):
+        number = _id(image.get("id"), f"images[{place}].id", where)
+        name = image.get("file_name")
+        if not isinstance(name, str):
+            raise UserError(f"{where}: images[{place}] has no file_name; give it one")
+        if number in images:
+            raise UserError(
+                f"{where}: image id {number!r} is given twice ({one_line(name)!r} and "
+                f"{one_line(images[number]['file_name'])!r}); ids are given once, renumber one"
+            )
+        if name in files:
+            raise UserError(
+                f"{where}: file_name {one_line(name)!r} is listed twice; an image is listed once, "
+                "with all its annotations"
+            )
+        files.add(name)
+        images[number] = image
+    return images
+
+
+def _by_image(
+    content: dict[str, Any], legend: Legend, images: set[int | str], where: str
+) -> tuple[dict[int | str, list[dict[str, Any]]], list[str]]:
+    found: dict[int | str, list[dict[str, Any]]] = defaultdict(list)
+    seen: dict[Any, dict[str, Any]] = {}
+    orphans = repeated = 0
+    for place, annotation in enumerate(_items(content, "annotations", where)):
+        image_id = _id(annotation.get("image_id"), f"annotations[{place}].image_id", where)
+        category = annotation.get("category_id")
+        number = annotation.get("id")
+        if number is not None:
+            other = seen.setdefault(_id(number, f"annotations[{place}].id", where), annotation)
+            if other is not annotation and other == annotation:
+                repeated += 1
+                continue
+            if other is not annotation:
+                raise UserError(
+                    f"{where}: annotation id {number!r} is given to two annotations; ids are given "
+                    "once, renumber one"
+                )
+        if isinstance(category, list | dict) or category not in legend.codes:
+            raise UserError(
+                f"{where}: annotations[{place}].category_id is {one_line(category, 60)!r}, which "
+                f"is not in categories ({listed(legend.codes)}); add it there or correct it"
+            )
+        if image_id not in images:
+            orphans += 1
+            continue
+        found[image_id].append(annotation)
+    notes = []
+    if orphans:
+        notes.append(
+            f"{where}: {count(orphans, 'annotation')} left out, of images that are not listed"
+        )
+    if repeated:
+        notes.append(f"{where}: {count(repeated, 'annotation')} left out, exact copies of others")
+    return found, notes
+
+
+class _Scene:
+    """One image of a COCO file."""
+
+    def __init__(
+        self, annotations: list[dict[str, Any]], image: dict[str, Any], legend: Legend, where: str
+    ) -> None:
+        self.name = str(image["file_name"])
+        self.where = where
+        self.size = _size(image, f"{where}: image {one_line(self.name)!r}")
+        self.present: set[int] = set()
+        self._annotations = [
+            (legend.codes[a["category_id"]], bool(a.get("iscrowd", 0)), a) for a in annotations
+        ]
+        self._objects: Objects | None = None
+
+    def prepare(self, task: TaskName) -> Counter[str]:
+        """Check what can be checked without the image; return what was left out."""
+        if task == "detection":
+            chosen = [(c, d, a) for c, d, a in self._annotations if c >= 0]
+            place = f"{self.where}: image {one_line(self.name)!r}"
+            raw = [a.get("bbox") for _, _, a in chosen]
+            boxes, kept = clean_boxes(raw, "xywh", place)
+            labels = np.asarray([c for c, _, _ in chosen], np.int64)[kept]
+            crowd = np.asarray([d for _, d, _ in chosen], bool)[kept]
+            self._objects = Objects(boxes, labels, crowd)
+            self._annotations = []  # frees the polygons
+            self.present = set(labels[~crowd].tolist())
+            return Counter({"empty box": int((~kept).sum())} if not kept.all() else {})
+        without = [a for _, _, a in self._annotations if not a.get("segmentation")]
+        self._annotations = [t for t in self._annotations if t[2].get("segmentation")]
+        self.present = {c for c, crowd, _ in self._annotations if c >= 0 and not crowd}
+        return Counter({"annotation without segmentation": len(without)} if without else {})
+
+    def annotate(self, task: TaskName, upright: Size) -> Annotation:
+        if task == "detection":
+            return Annotation(objects=self._objects, size=self.size)
+        size = self.size or upright
+        if size[0] * size[1] > MAX_PIXELS:
+            raise BadAnnotationError(self.name, f"{size[1]}x{size[0]} is too large", "correct it")
+        mask = np.full(size, OPEN, np.int32)
+        drawn = []
+        for code, crowd, annotation in self._annotations:
+            inside = draw(annotation["segmentation"], size, f"{self.where}: {self.name}")
+            # crowd first, then large before small; the id settles what is equal
+            order = (not crowd, -int(inside.sum()), str(annotation.get("id")))
+            drawn.append((order, IGNORE if crowd else code, inside))
+        for _, code, inside in sorted(drawn, key=lambda one: one[0]):
+            mask[inside] = code
+        return Annotation(mask=mask, size=self.size)
+
+
+def _size(image: dict[str, Any], where: str) -> Size | None:
+    height, width = image.get("height"), image.get("width")
+    if height is None or width is None:
+        return None
+    for value in (height, width):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 1:
+            raise UserError(
+                f"{where}: width {one_line(width, 30)!r} and height {one_line(height, 30)!r} are "
+                "not a size in pixels; correct them or leave them out"
+            )
+    return int(height), int(width)
+
+
+def draw(segmentation: Any, size: Size, where: str) -> NDArray[np.bool_]:
+    """Return the pixels of one object, (height, width): a list of polygons or run lengths.
+
+    Raises:
+        BadAnnotationError: numbers or counts are not possible for an image of this size.
+    """
+    if isinstance(segmentation, dict):
+        return _from_runs(segmentation, size, where)
+    from faster_coco_eval.core import mask as coco_mask
+
+    height, width = size
+    limit = 4 * max(size)
+    polygons = []
+    for polygon in segmentation if isinstance(segmentation, list) else [segmentation]:
+        try:
+            points = np.asarray(polygon, np.float64)
+        except (TypeError, ValueError):
+            points = np.zeros(0)
+        if points.ndim != 1 or len(points) < 6 or len(points) % 2:
+            raise BadAnnotationError(
+                where,
+                f"a polygon is {one_line(polygon, 60)}, not x and y of three or more points",
+                "correct segmentation",
+            )
+        if not np.isfinite(points).all() or np.abs(points).max() > limit:
+            raise BadAnnotationError(
+                where,
+                f"a polygon has a coordinate of {points[np.argmax(np.abs(points))]:g}, far outside "
+                f"the image of {width}x{height}",
+                "correct segmentation",
+            )
+        polygons.append(points.tolist())
+    runs = coco_mask.frPyObjects(polygons, height, width)
+    inside: NDArray[np.bool_] = coco_mask.decode(coco_mask.merge(runs)).astype(bool)
+    return inside
+
+
+def _from_runs(segmentation: dict[str, Any], size: Size, where: str) -> NDArray[np.bool_]:
+    counts, own = segmentation.get("counts"), segmentation.get("size")
+    if not isinstance(own, list) or tuple(own) != size:
+        raise BadAnnotationError(
+            where,
+            f"run lengths of size {one_line(own, 40)} (height, width) for an image of {list(size)}",
+            "correct segmentation",
+        )
+    if isinstance(counts, str):
+        counts = _unpacked(counts)
+    try:
+        runs = np.asarray(counts, dtype=np.int64)
+    except (TypeError, ValueError, OverflowError):
+        runs = np.zeros(0, np.int64)
+    total = size[0] * size[1]
+    if (
+        runs.ndim != 1
+        or not len(runs)
+        or not 0 <= runs.min() <= runs.max() <= total
+        or runs.sum() != total
+    ):
+        raise BadAnnotationError(
+            where,
+            f"run lengths that do not add up to the {total} pixels of the image",
+            "correct segmentation",
+        )
+    values = np.arange(len(runs)) % 2 == 1  # runs of 0 and of 1 by turns, column by column
+    return np.repeat(values, runs).reshape(size[1], size[0]).T
+
+
+def _unpacked(text: str) -> list[int]:
+    """Return the run lengths of COCO's compressed text: base 32, differences from the third on."""
+    runs: list[int] = []
+    place = 0
+    codes = text.encode("latin-1", "replace")
+    while place < len(codes):
+        value = shift = 0
+        more = True
+        while more:
+            if place == len(codes) or not 48 <= codes[place] < 112 or shift > 60:
+                return []
+            code = codes[place] - 48
+            value |= (code & 0x1F) << shift
+            more = bool(code & 0x20)
+            place += 1
+            shift += 5
+            if not more and code & 0x10:
+                value |= -1 << shift
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+    return runs
