@@ -77,9 +77,10 @@ def config_page() -> str:
             )
         parts.append("")
     parts.append("## Presets\n\nValues with source and reason: `src/kswap/presets.py`.\n")
-    for name, values in presets.PRESETS.items():
-        dumped = yaml.dump(values, Dumper=Plain, sort_keys=False)
-        parts.append(f"### {name}\n\n```yaml\n{dumped}```\n")
+    for name, by_task in presets.PRESETS.items():
+        for task, values in by_task.items():
+            dumped = yaml.dump(values, Dumper=Plain, sort_keys=False)
+            parts.append(f"### {name}, {task}\n\n```yaml\n{dumped}```\n")
     return "\n".join(parts)
 
 

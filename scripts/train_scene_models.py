@@ -79,7 +79,10 @@ def load_weights(model: nn.Module, task: str, init_dir: Path) -> None:
     """Start from a trained folder: its whole model, or its backbone where the task differs."""
     given = json.loads((init_dir / "metrics.json").read_text(encoding="utf-8"))
     old = TASKS[given["task"]][0](CLASSES[given["classes"]])
-    old.load_state_dict(load_file(init_dir / "model.safetensors"))
+    if given["task"] == "backbone":
+        old.load_state_dict(load_file(init_dir / "model.safetensors"))
+    else:  # the library keeps weights under other names in files than in memory
+        old = type(old).from_pretrained(init_dir)
     if given["task"] == task:
         copy_rows(old, model, class_names(task, old), class_names(task, model))
         return

@@ -30,7 +30,10 @@ def test_the_users_value_goes_before_the_presets_and_the_command_line_before_bot
     config = SwapConfig.from_mapping(values, ["--stages.learn.epochs", "3", "--seed=7"])
     assert config.stages.learn.epochs == 3
     assert config.seed == 7
-    assert config.stages.forget.epochs == PRESETS["paper"]["stages"]["forget"]["epochs"]
+    assert (
+        config.stages.forget.epochs
+        == PRESETS["paper"]["classification"]["stages"]["forget"]["epochs"]
+    )
 
 
 def test_paper_is_the_reference_setting():

@@ -31,34 +31,41 @@ def stage(preset="default", order="LF", index=1, **more):
 
 
 def test_the_same_step_draws_the_same_images_in_any_order():
-    one, two = (Streams(stage(), SETS, base_logits={}, seed=5) for _ in range(2))
+    one, two = (Streams(stage(), SETS, teachers={}, seed=5) for _ in range(2))
     for step in (7, 0, 3):
         a, b = one.batch(step), two.batch(step)
-        assert np.array_equal(a.images, b.images)
+        assert np.array_equal(a.samples.images, b.samples.images)
         assert torch.equal(a.roles, b.roles)
-    other = Streams(stage(), SETS, base_logits={}, seed=6)
-    assert any(not np.array_equal(one.batch(s).images, other.batch(s).images) for s in range(3))
+    other = Streams(stage(), SETS, teachers={}, seed=6)
+    assert any(
+        not np.array_equal(one.batch(s).samples.images, other.batch(s).samples.images)
+        for s in range(3)
+    )
 
 
 def test_every_epoch_draws_every_image_once():
-    streams = Streams(stage("paper"), SETS, base_logits={}, seed=0)
+    streams = Streams(stage("paper"), SETS, teachers={}, seed=0)
     # kept = 20 retain + 10 learn images with batches of 30: each batch is one epoch.
     for step in range(3):
         batch = streams.batch(step)
-        kept = batch.images[batch.roles != ROLES.index("forget")][:, 0, 0, 0]
+        kept = batch.samples.images[batch.roles != ROLES.index("forget")][:, 0, 0, 0]
         assert sorted(kept.tolist()) == sorted([*range(20), *range(10)])
 
 
 def test_a_stream_smaller_than_its_batch_gives_all_it_has():
-    batch = Streams(stage(), SETS, base_logits={}, seed=0).batch(0)
+    batch = Streams(stage(), SETS, teachers={}, seed=0).batch(0)
     assert int((batch.roles == ROLES.index("forget")).sum()) == 3
 
 
 def test_rows_of_a_batch_belong_together():
-    logits = {"retain": torch.arange(20.0)[:, None].repeat(1, 2)}
-    batch = Streams(stage(), SETS, base_logits=logits, seed=0).batch(1)
+    logits = {"retain": {"logits": torch.arange(20.0)[:, None].repeat(1, 2)}}
+    batch = Streams(stage(), SETS, teachers=logits, seed=0).batch(1)
     for image, class_id, role, teacher in zip(
-        batch.images, batch.class_ids, batch.roles, batch.base_logits, strict=True
+        batch.samples.images,
+        batch.samples.class_ids,
+        batch.roles,
+        batch.teacher["logits"],
+        strict=True,
     ):
         name = ROLES[int(role)]
         assert int(class_id) == int(SETS[name].class_ids[0])
@@ -66,7 +73,7 @@ def test_rows_of_a_batch_belong_together():
 
 
 def test_micro_batches_partition_the_batch_and_share_its_roles():
-    batch = Streams(stage(), SETS, base_logits={}, seed=0).batch(0)
+    batch = Streams(stage(), SETS, teachers={}, seed=0).batch(0)
     parts = list(batch.split(3))
     assert sum(map(len, parts)) == len(batch)
     for code in range(3):
@@ -93,10 +100,10 @@ def test_micro_batches_partition_the_batch_and_share_its_roles():
     ],
 )
 def test_length_of_a_stage(settings, steps):
-    streams = Streams(stage(stages={"forget": settings}), SETS, base_logits={}, seed=0)
+    streams = Streams(stage(stages={"forget": settings}), SETS, teachers={}, seed=0)
     assert streams.num_steps == steps
 
 
 def test_a_stream_without_images_is_refused():
     with pytest.raises(UserError, match=r"streams\.retain: no training images for retain"):
-        Streams(stage(), {k: v for k, v in SETS.items() if k != "retain"}, base_logits={}, seed=0)
+        Streams(stage(), {k: v for k, v in SETS.items() if k != "retain"}, teachers={}, seed=0)

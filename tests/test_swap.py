@@ -18,7 +18,7 @@ import kswap
 from kswap.config import SwapConfig
 from kswap.errors import UserError
 from kswap.plan import plan
-from kswap.running import _fingerprint
+from kswap.training.checkpoint import fingerprint_of
 
 PLAIN = """
 import json, sys
@@ -237,9 +237,9 @@ def test_precision_that_cannot_be_had_is_refused(values, monkeypatch):
 def test_scalars_of_batch_norm_are_part_of_the_fingerprint():
     data = SimpleNamespace(sets={})
     norm = torch.nn.BatchNorm2d(3)
-    before = _fingerprint(norm, data)
+    before = fingerprint_of(norm, data)
     norm.num_batches_tracked += 1
-    assert _fingerprint(norm, data) != before
+    assert fingerprint_of(norm, data) != before
 
 
 def test_misuse_in_python_is_named(values):

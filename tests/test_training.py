@@ -84,13 +84,13 @@ def test_every_step_is_one_forward(values, monkeypatch):
     from kswap.tasks.classification import Classification
 
     forwards = []
-    original = Classification.logits
+    original = Classification.units
 
-    def counting(self, model, pixels):
-        forwards.append(len(pixels))
-        return original(self, model, pixels)
+    def counting(self, model, examples, teacher, view):
+        forwards.append(len(examples))
+        return original(self, model, examples, teacher, view)
 
-    monkeypatch.setattr(Classification, "logits", counting)
+    monkeypatch.setattr(Classification, "units", counting)
     adapter_of(values, "run")
     assert len(forwards) == len(terms_of(values, "run"))
 

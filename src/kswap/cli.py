@@ -107,7 +107,7 @@ def _dispatch(words: list[str]) -> int:
         action="store_true",
         help="remove the forgotten classes' rows from the head",
     )
-    predict = command("predict", "classify images with the swapped model")
+    predict = command("predict", "answers of the swapped model on image files")
     predict.add_argument("run", type=Path, help="folder of a finished run, or of an exported model")
     predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     predict.add_argument("--top", type=int, default=3, help="answers per image (default 3)")

@@ -121,9 +121,9 @@ class SourceConfig(_Frozen):
     (complete), or only those of this role's classes surely are and the rest is left open, so that
     the base model supervises it (partial). None: partial for learn, complete for forget and
     retain."""
-    class_names: Annotated[
-        tuple[str, ...] | dict[int, str] | None, BeforeValidator(_as_tuple)
-    ] = None
+    class_names: Annotated[tuple[str, ...] | dict[int, str] | None, BeforeValidator(_as_tuple)] = (
+        None
+    )
     """Names of the values of masks or of class numbers, in order from 0 or as `{value: name}`;
     after `reduce_zero_label`. None: from a file beside the data (id2label.json, classes.txt,
     data.yaml ...), else the model's labels."""
@@ -188,6 +188,10 @@ class HeadConfig(_Frozen):
     or Xavier-uniform (the paper)."""
     train: Literal["new", "all", "none"] = "new"
     """Rows that train: the new ones, all, or none (the paper freezes the head)."""
+    margin: NonNegative = 0.0
+    """Nats taken off the bias of learned classes after the last stage (post-hoc logit adjustment,
+    Menon et al. 2021): a new class must lead by that much, and takes fewer images from retained
+    ones that look like it. Heads without a bias are left alone."""
 
 
 class StreamConfig(_Frozen):
@@ -216,6 +220,9 @@ class TermConfig(_Frozen):
     """Name of the objective (kswap.objectives)."""
     weight: NonNegative = 1.0
     """Factor of the term; 0 leaves it out."""
+    reduction: Literal["mean", "share"] = "mean"
+    """Mean over the units of the term, or their share in the task's own loss over the batch: with
+    `share` and weights of 1 the terms of all roles add up to the loss of the library."""
     bound: Positive | None = None
     """Nats at which a bounded cross-entropy stops pushing; None means ln K (K rows of the head)."""
     temperature: Positive = 1.0
@@ -321,7 +328,9 @@ class SwapConfig(_Frozen):
     """Everything a run is made of."""
 
     model: str
-    """Hub id or local folder of a model with a classification head (safetensors)."""
+    """Hub id or local folder of a classifier, semantic segmenter or detector (safetensors)."""
+    task: Literal["auto", "classification", "segmentation", "detection"] = "auto"
+    """What the model does; read off the model. It decides the values of the preset."""
     learn: SourceConfig | None = None
     """Classes to learn. Needed by an L or J stage."""
     forget: SourceConfig | None = None
@@ -346,6 +355,8 @@ class SwapConfig(_Frozen):
     """What each kind of stage does."""
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     """The loop."""
+    _given: dict[str, Any] = PrivateAttr(default_factory=dict)
+    """What was given, without the preset."""
 
     @model_validator(mode="after")
     def _roles_have_data(self) -> SwapConfig:
@@ -385,18 +396,24 @@ class SwapConfig(_Frozen):
         preset = user.get("preset", "default")
         if not isinstance(preset, str) or preset not in PRESETS:
             raise UserError(f"preset: {preset!r} is not a preset; take one of {', '.join(PRESETS)}")
-        values_of_preset = copy.deepcopy(PRESETS[preset])
+        by_task, task = PRESETS[preset], user.get("task")
+        known = isinstance(task, str) and task in by_task
+        values_of_preset = copy.deepcopy(by_task[str(task) if known else "classification"])
         for (
             role
         ) in ROLES:  # what a preset says of a source holds only where the user has that source
             if not isinstance(user.get(role), Mapping):
                 values_of_preset.pop(role, None)
         try:
-            return cls.model_validate(merge(values_of_preset, user))
+            config = cls.model_validate(merge(values_of_preset, user))
         except ValidationError as error:
             raise UserError(describe(error)) from None
         config._given = user
         return config
+
+    def __eq__(self, other: object) -> bool:
+        """Whether every value is the same, wherever it came from."""
+        return isinstance(other, SwapConfig) and self.to_mapping() == other.to_mapping()
 
     def for_task(self, task: TaskName) -> SwapConfig:
         """Return the config with the preset's values for the task of the model.
@@ -573,5 +590,5 @@ def json_schema() -> dict[str, Any]:
     schema["required"] = ["model"]
     for name in ("StageConfig", "StagesConfig", "StreamConfig", "TermConfig"):
         schema["$defs"][name].pop("required", None)
-    schema["properties"]["stages"]["default"] = PRESETS["default"]["stages"]
+    schema["properties"]["stages"]["default"] = PRESETS["default"]["classification"]["stages"]
     return schema

@@ -68,11 +68,14 @@ def plan(config: SwapConfig) -> tuple[Stage, ...]:
         UserError: a stage is left without a term for what it is there for.
     """
     stages: list[Stage] = []
-    done: list[Role] = ["retain"] if config.retain is not None else []
+    # An image of a scene holds objects of the classes to retain whatever role it is there for.
+    scenes = config.task in ("segmentation", "detection")
+    done: list[Role] = ["retain"] if config.retain is not None or scenes else []
     for index, letter in enumerate(config.order, start=1):
         kind, target = _KINDS[letter]
         protected = tuple(role for role in done if role not in target)
-        settings = _active(getattr(config.stages, kind), (*target, *protected))
+        roles = (*target, *protected)
+        settings = _active(getattr(config.stages, kind), roles, in_any=("retain",) * scenes)
         for role in target:
             if not any(role in term.roles for term in settings.terms.values()):
                 raise UserError(
@@ -85,8 +88,13 @@ def plan(config: SwapConfig) -> tuple[Stage, ...]:
     return tuple(stages)
 
 
-def _active(settings: StageConfig, roles: tuple[Role, ...]) -> StageConfig:
-    """Leave out terms without weight, what is of no active role, and streams nobody uses."""
+def _active(
+    settings: StageConfig, roles: tuple[Role, ...], *, in_any: tuple[Role, ...] = ()
+) -> StageConfig:
+    """Leave out terms without weight, what is of no active role, and streams nobody uses.
+
+    Roles `in_any` are found in the images of every stream.
+    """
     terms = {
         name: term.model_copy(update={"roles": tuple(role for role in term.roles if role in roles)})
         for name, term in settings.terms.items()
@@ -101,7 +109,7 @@ def _active(settings: StageConfig, roles: tuple[Role, ...]) -> StageConfig:
         if set(stream.roles) & used
     }
     drawn = {role for stream in streams.values() for role in stream.roles}
-    if missing := sorted(used - drawn):
+    if missing := sorted(used - drawn - set(in_any)):
         raise UserError(
             f"streams: a term needs images of {missing[0]!r}, but no stream draws that role; "
             "add it to a stream's roles, or set the term's weight to 0"

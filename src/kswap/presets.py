@@ -175,8 +175,141 @@ RETAIN_FREE: dict[str, Any] = {
     "stages": _stages({"learn": _LEARN, "known": _KNOWN, "forget": _FORGET}, "learn", "forget"),
 }
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "default": DEFAULT,
-    "paper": PAPER,
-    "retain-free": RETAIN_FREE,
+
+# -------------------------------------------------------------------- segmentation and detection
+# An image holds units of several roles: the role of a unit is that of its class, and what no
+# annotation covers is taught by the base model's own answer (role retain).
+
+
+def _paper_scenes(
+    *,
+    batch: int,
+    length: dict[str, Any],
+    weight_decay: float,
+    clip_norm: float,
+    bound: float,
+    augment: str,
+) -> dict[str, Any]:
+    """Return the reference's setting for segmentation or detection (docs/method.md)."""
+    optimiser = {
+        "lr": 1e-4,  # reference: AdamW, 1e-4, constant
+        "schedule": "constant",
+        "warmup_fraction": 0.0,
+        "weight_decay": weight_decay,
+        "clip_norm": clip_norm,
+    }
+    sparsity = {"weight": 0.01, "method": "subgradient", "epsilon": 1e-8}  # reference: alpha
+    streams = {
+        "learn": {"roles": ["learn"], "batch_size": batch},
+        "retain": {"roles": ["retain"], "batch_size": batch},
+        "kept": {"roles": ["retain", "learn"], "batch_size": batch},  # replay of learned data
+        "forget": {"roles": ["forget"], "batch_size": batch},
+    }
+    own = "cross_entropy"  # the task's whole criterion, boxes and masks included
+    forget = {"roles": ["forget"], "objective": "bounded_ce_batch", "weight": 0.2, "bound": bound}
+    kept = {"roles": ["retain", "learn"], "objective": own, "weight": 1.0}
+
+    def stage(anchor: str, names: str, terms: dict[str, Any]) -> dict[str, Any]:
+        return {
+            **length,
+            "anchor": anchor,
+            "streams": {name: streams[name] for name in names.split()},
+            "terms": terms,
+            "optimiser": optimiser,
+            "sparsity": sparsity,
+        }
+
+    learn = {
+        "learn": {"roles": ["learn"], "objective": own, "weight": 0.9},  # reference: w_l
+        "retain": {"roles": ["retain"], "objective": own, "weight": 1.0},  # reference: w_r
+        "forget": forget,  # only after an F stage; the reference has no such term
+    }
+    return {
+        "data": {"augment": augment},
+        "adapter": PAPER["adapter"],
+        "head": PAPER["head"],
+        "stages": {
+            "learn": stage("retain", "learn retain forget", learn),
+            "forget": stage("kept", "kept forget", {"kept": kept, "forget": forget}),
+            "joint": stage("kept", "kept forget", {"kept": kept, "forget": forget}),
+        },
+    }
+
+
+PAPER_SEGMENTATION = _paper_scenes(
+    batch=6,  # reference: 6 + 6
+    length={"epochs": 1.0, "min_steps": 3500, "max_steps": 3500},  # reference: 3,500 iterations
+    weight_decay=0.05,
+    clip_norm=0.01,
+    bound=115.0,
+    augment="flip-crop-colour",  # reference: crop 640, colour, flip
+)
+PAPER_DETECTION = _paper_scenes(
+    batch=4,  # reference: 2 + 2 on each of two GPUs
+    length={"epochs": 20.0},
+    weight_decay=1e-4,
+    clip_norm=0.1,
+    bound=15.0,
+    augment="flip-crop",  # reference: DETR's scales 480 to 800, crop and flip
+)
+
+
+def _share(role: str, objective: str, weight: float) -> dict[str, Any]:
+    """Return a term over the units of a role, each with its share in the task's own loss."""
+    return {"roles": [role], "objective": objective, "weight": weight, "reduction": "share"}
+
+
+_SCENE_TERMS = {
+    "learn": _share("learn", "cross_entropy", 1.0),
+    "retain": _share("retain", "cross_entropy", 1.0),
+    "keep": _share("retain", "masked_distillation", 1.0),
+    "forget": _share("forget", "masked_distillation", 1.0),
 }
+# Without retain images: what the base says of all that is not annotated, and of old classes.
+_SCENE_TERMS_RETAIN_FREE = {
+    "learn": _share("learn", "cross_entropy", 1.0),
+    "keep": _share("retain", "masked_distillation", 1.0),
+    "forget": _share("forget", "masked_distillation", 1.0),
+}
+
+
+def _scene_stages(terms: dict[str, Any], *roles: str) -> dict[str, Any]:
+    batch = dict.fromkeys(roles, 4)
+    return {
+        "learn": _stage("learn", batch, terms=terms, lr=1e-3, epochs=10.0, min_steps=60),
+        "forget": _stage("forget", batch, terms=terms, lr=1e-3, epochs=5.0, min_steps=40),
+        "joint": _stage("learn", batch, terms=terms, lr=1e-3, epochs=15.0, min_steps=100),
+    }
+
+
+DEFAULT_SCENES: dict[str, Any] = {
+    "data": DEFAULT["data"],
+    "adapter": DEFAULT["adapter"],
+    "head": DEFAULT["head"],
+    "stages": _scene_stages(_SCENE_TERMS, "learn", "retain", "forget"),
+}
+RETAIN_FREE_SCENES: dict[str, Any] = {
+    "data": DEFAULT["data"],
+    "adapter": DEFAULT["adapter"],
+    "head": RETAIN_FREE["head"],
+    "stages": _scene_stages(_SCENE_TERMS_RETAIN_FREE, "learn", "forget"),
+}
+
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "default": {
+        "classification": DEFAULT,
+        "segmentation": DEFAULT_SCENES,
+        "detection": DEFAULT_SCENES,
+    },
+    "paper": {
+        "classification": PAPER,
+        "segmentation": PAPER_SEGMENTATION,
+        "detection": PAPER_DETECTION,
+    },
+    "retain-free": {
+        "classification": RETAIN_FREE,
+        "segmentation": RETAIN_FREE_SCENES,
+        "detection": RETAIN_FREE_SCENES,
+    },
+}
+"""Preset -> task -> values."""

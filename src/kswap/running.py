@@ -6,33 +6,37 @@ temporary name and renamed.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from kswap._version import __version__
 from kswap.config import ROLES, Role, Split, SwapConfig
-from kswap.data import SwapData
+from kswap.data import ImageSet, SwapData
 from kswap.errors import Terminated, UserError
 from kswap.evaluation import score_roles
 from kswap.models import adapter as adapters
 from kswap.models import artefact, head, structure
 from kswap.models.loading import Loaded
-from kswap.objectives import NEEDS_BASE
+from kswap.models.margin import lower_new_rows
 from kswap.objectives.sparsity import num_zero_groups
 from kswap.plan import Stage
 from kswap.report.card import write_card
 from kswap.run_folder import RunFolder, write_results
 from kswap.signals import Interrupts
-from kswap.tasks import batches
-from kswap.tasks.classification import Classification
-from kswap.training.augment import make_augment
-from kswap.training.checkpoint import Position, load_checkpoint, prune, save_checkpoint
+from kswap.tasks import Examples, Task, Teacher, View, roles_of_rows
+from kswap.training.augment import make_augment, make_scene_augment
+from kswap.training.checkpoint import (
+    Position,
+    fingerprint_of,
+    load_checkpoint,
+    prune,
+    save_checkpoint,
+)
 from kswap.training.device import peak_memory_bytes
 from kswap.training.events import EventLog
 from kswap.training.loop import Trainee, enable_checkpointing, train_stage
@@ -44,6 +48,7 @@ from kswap.training.optimiser import (
 )
 from kswap.training.progress import progress
 from kswap.training.streams import Streams
+from kswap.training.teaching import Features, answers_fit, class_means, observe, taught_roles
 
 
 @dataclass
@@ -59,22 +64,27 @@ class Run:
     interrupts: Interrupts
     on_note: Callable[[str], None]
     seconds: dict[str, float]
-    task: Classification = field(default_factory=Classification)
+    task: Task
     position: Position = field(default_factory=Position)
     heads: tuple[str, ...] = ()
-    base_features: dict[Role, dict[str, Tensor]] = field(default_factory=dict)
+    teach_now: bool = False
+    base_features: dict[Role, Features] = field(default_factory=dict)
 
     def finish(self) -> dict[str, Any]:
         """Train what is not trained yet, save, and return the content of results.json."""
-        fingerprint = _fingerprint(self.loaded.model, self.data)
+        fingerprint = fingerprint_of(self.loaded.model, self.data)
         tensors = self._resume(fingerprint)
         model = self.loaded.model.to(self.accelerator.device)
         if not self.position.stages:
             self.position.stages.append(self._scored("base", model, self.data.num_base_classes))
         heads = self.heads = head.find_heads(model)
-        base_logits = self._base_outputs(model)
+        teachers = self._base_outputs(model)
         blocks = structure.find_ffn_blocks(model)
-        head.extend_head(model, self.data.id2label, init="random", seed=self.config.seed)
+        scenes = self.task.name != "classification"
+        init: Literal["random", "mean"] = (
+            "mean" if scenes and self.config.head.init == "class-mean" else "random"
+        )
+        head.extend_head(model, self.data.id2label, init=init, seed=self.config.seed)
         swapped = adapters.attach(
             model,
             blocks,
@@ -84,13 +94,18 @@ class Run:
             seed=self.config.seed,
         )
         if self.config.head.train == "new":
-            head.freeze_old_rows(swapped, heads, self.data.num_base_classes)
+            head.freeze_old_rows(
+                swapped,
+                heads,
+                self.data.num_base_classes,
+                num_new=len(self.data.class_ids.get("learn", ())),
+            )
         groups = adapters.adapter_groups(swapped, blocks)
         trainee = self._trainee(swapped, list(groups.values()))
         if weights := {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}:
             artefact.load_trainable_state(swapped, weights)
         for stage in self.stages[self.position.stage - 1 :]:
-            self._stage(stage, trainee, swapped, base_logits, tensors)
+            self._stage(stage, trainee, swapped, teachers, tensors)
             tensors = {}
         return self._save(swapped, groups)
 
@@ -142,10 +157,6 @@ class Run:
 
     # ------------------------------------------------------------------------------------- training
     def _trainee(self, model: Any, groups: list[list[torch.nn.Parameter]]) -> Trainee:
-        before = torch.zeros(self.data.num_base_classes, dtype=torch.bool)
-        before[[c for c, n in self.loaded.id2label.items() if n in self.loaded.forgotten]] = True
-        forgotten = before.clone()
-        forgotten[list(self.data.class_ids.get("forget", ()))] = True
         size = self._pixels(next(iter(self.data.sets.values()))["train"].images[:1]).shape[-2:]
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         if self.config.training.gradient_checkpointing:
@@ -155,16 +166,33 @@ class Run:
             task=self.task,
             accelerator=self.accelerator,
             pixels=self._pixels,
-            augment=make_augment(self.config.data.augment, (size[0], size[1])),
+            augment=_augment(self.config.data.augment, (size[0], size[1])),
+            views={stage.name: self._view(stage) for stage in self.stages},
+            teach_now=self.teach_now,
+            as_base=model.disable_adapter,
             groups=groups,
             moved=Trainables(
                 adapter=[(n, p) for n, p in named if "lora_" in n],
                 head=[(n, p) for n, p in named if "lora_" not in n],
             ),
-            forgotten=forgotten,
-            forgotten_before=before,
             training=self.config.training,
             seed=self.config.seed,
+        )
+
+    def _view(self, stage: Stage) -> View:
+        """Return what the classes are at a stage."""
+        before = torch.zeros(self.data.num_base_classes, dtype=torch.bool)
+        before[[c for c, n in self.loaded.id2label.items() if n in self.loaded.forgotten]] = True
+        forgotten = before.clone()
+        forgotten[list(self.data.class_ids.get("forget", ()))] = True
+        roles = {role: stage.role_of(role) for role in ROLES}
+        codes = {role: ROLES.index(at) for role, at in roles.items() if at is not None}
+        num_rows = len(self.data.id2label) if stage.knows_learned else self.data.num_base_classes
+        device = self.accelerator.device
+        return View(
+            role_of_row=roles_of_rows(self.data.class_ids, codes)[:num_rows].to(device),
+            num_base=self.data.num_base_classes,
+            forgotten=(forgotten if stage.forgets else before).to(device),
         )
 
     def _stage(
@@ -172,12 +200,12 @@ class Run:
         stage: Stage,
         trainee: Trainee,
         swapped: Any,
-        base_logits: Mapping[Role, Tensor],
+        teachers: Mapping[Role, Teacher],
         tensors: Mapping[str, Tensor],
     ) -> None:
         """Train one stage from where it stands, check that everything moved, score, checkpoint."""
         sets = {role: splits["train"] for role, splits in self.data.sets.items()}
-        streams = Streams(stage, sets, base_logits=base_logits, seed=self.config.seed)
+        streams = Streams(stage, sets, teachers=teachers, seed=self.config.seed)
         if self.position.step == 0 and self._first_to_learn(stage):
             self._initialise_rows(swapped, stage)
         before = adapters.snapshot(swapped)
@@ -212,6 +240,14 @@ class Run:
                     report=report,
                 )
             adapters.check_moved(before, swapped, stage=stage.name, num_steps=streams.num_steps)
+            if stage.index == len(self.stages) and stage.knows_learned:
+                lower_new_rows(
+                    swapped,
+                    self.heads,
+                    num_old=self.data.num_base_classes,
+                    num_new=len(self.data.class_ids["learn"]),
+                    nats=self.config.head.margin,
+                )
             self._spent(f"train {stage.name}", begin)
             num_rows = (
                 len(self.data.id2label) if stage.knows_learned else self.data.num_base_classes
@@ -235,20 +271,19 @@ class Run:
         begin = time.perf_counter()
         sets = {role: splits["train"] for role, splits in self.data.sets.items()}
         roles = [role for role in ROLES if role in stage.active and role in sets]
-        if stage.index == 1:
-            features = self.base_features
-        else:
-            features = {role: self._outputs(swapped, sets[role].images)[1] for role in roles}
-        class_ids = torch.from_numpy(sets["learn"].class_ids)
-        for name in self.heads:
-            learned = features["learn"][name]
-            means = [learned[class_ids == c].mean(0) for c in self.data.class_ids["learn"]]
-            centre = torch.cat([features[role][name] for role in roles]).mean(0)
+        features = {
+            role: self.base_features[role]
+            if stage.index == 1
+            else self._observe(swapped, sets[role])[1]
+            for role in roles
+        }
+        learned = self.data.class_ids["learn"]
+        for name, (means, centre) in class_means(features, learned).items():
             head.set_new_rows(
                 swapped,
                 name,
                 num_old=self.data.num_base_classes,
-                class_means=torch.stack(means),
+                class_means=means,
                 centre=centre,
             )
         self._spent("head", begin)
@@ -269,45 +304,43 @@ class Run:
         pixels: Tensor = self.data.pixels(images, device=self.accelerator.device)
         return pixels
 
-    def _base_outputs(self, model: Any) -> dict[Role, Tensor]:
-        """Return the base's logits on training images of roles whose terms compare with them.
+    def _base_outputs(self, model: Any) -> dict[Role, Teacher]:
+        """Return the base's answers on training images of roles whose terms compare with them.
 
         The features of the first stage's images are kept from the same forward where that stage
         starts the new rows of the head.
         """
-        needed = {
-            role
-            for stage in self.stages
-            for term in stage.config.terms.values()
-            if term.objective in NEEDS_BASE
-            for role in term.roles
-        }
+        begin = time.perf_counter()
         first = self.stages[0]
+        needed = taught_roles(self.stages, self.task)
+        sets = {role: splits["train"] for role, splits in self.data.sets.items()}
+        if needed and self.task.teacher_sees_views:
+            limit = self.config.data.memory_limit_bytes
+            kept = [images for role, images in sets.items() if role in needed]
+            self.teach_now = self.config.data.augment != "none" or not answers_fit(
+                model, self.task, kept, self._pixels, limit_bytes=limit
+            )
+        needed = set() if self.teach_now else needed
         starts_rows = self.config.head.init == "class-mean" and "learn" in first.target
         wanted = needed | (set(first.active) if starts_rows else set())
-        begin = time.perf_counter()
-        logits: dict[Role, Tensor] = {}
+        teachers: dict[Role, Teacher] = {}
         for role in ROLES:
-            if role in wanted and role in self.data.sets:
-                images = self.data.sets[role]["train"].images
-                outputs, self.base_features[role] = self._outputs(model, images)
+            if role in wanted and role in sets:
+                answers, self.base_features[role] = self._observe(model, sets[role])
                 if role in needed:
-                    logits[role] = outputs
+                    teachers[role] = answers
         self._spent("base outputs", begin)
-        return logits
+        return teachers
 
-    @torch.no_grad()
-    def _outputs(self, model: Any, images: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return logits and the inputs of every head on `images`, on the CPU; modes: evaluation."""
-        model.eval()
-        logits, inputs = [], []
-        with head.recorded_head_inputs(model, self.heads) as features:
-            for rows in batches(len(images), self.config.training.eval_batch_size):
-                logits.append(model(pixel_values=self._pixels(images[rows])).logits.float().cpu())
-                inputs.append({name: features[name].float().cpu() for name in self.heads})
-        return torch.cat(logits), {
-            name: torch.cat([part[name] for part in inputs]) for name in self.heads
-        }
+    def _observe(self, model: Any, images: ImageSet) -> tuple[Teacher, Features]:
+        return observe(
+            model,
+            self.task,
+            images,
+            self.heads,
+            self._pixels,
+            batch_size=self.config.training.eval_batch_size,
+        )
 
     def _scored(self, name: str, model: Any, num_rows: int) -> dict[str, Any]:
         begin = time.perf_counter()
@@ -387,18 +420,26 @@ class Run:
         return results
 
 
-def _fingerprint(model: Any, data: SwapData) -> str:
-    """Return a checksum of base weights, training and test images and labels."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        flat = tensor.detach().cpu().flatten()  # batch norm counts its batches in a scalar
-        digest.update(flat.contiguous().view(torch.uint8).numpy())
-    for role in sorted(data.sets):
-        for split in sorted(data.sets[role]):
-            images = data.sets[role][split]
-            digest.update(f"{role} {split} {images.images.shape}".encode())
-            digest.update(images.class_ids.tobytes())
-            for start in range(0, len(images), 1024):
-                digest.update(images.images[start : start + 1024].tobytes())
-    return digest.hexdigest()
+def _augment(kind: Any, size: tuple[int, int]) -> Callable[[Examples], Examples] | None:
+    change, change_scenes = make_augment(kind, size), make_scene_augment(kind)
+    if change is None or change_scenes is None:
+        return None
+
+    def augment(given: Examples) -> Examples:
+        if given.masks is None and given.boxes is None:
+            return replace(given, pixels=change(given.pixels))
+        pixels, masks, boxes, kept = change_scenes(
+            given.pixels, given.masks, given.boxes, given.sizes
+        )
+        if boxes is None or kept is None or given.box_ids is None or given.crowd is None:
+            return replace(given, pixels=pixels, masks=masks)
+        return replace(
+            given,
+            pixels=pixels,
+            masks=masks,
+            boxes=tuple(b[k] for b, k in zip(boxes, kept, strict=True)),
+            box_ids=tuple(c[k] for c, k in zip(given.box_ids, kept, strict=True)),
+            crowd=tuple(c[k] for c, k in zip(given.crowd, kept, strict=True)),
+        )
+
+    return augment

@@ -20,7 +20,7 @@ from kswap.evaluation import score_roles
 from kswap.files import disk_errors
 from kswap.models import artefact
 from kswap.models.checks import check_fits
-from kswap.models.loading import Loaded, from_objects, load_base
+from kswap.models.loading import Loaded, find_task, from_objects, load_base, task_of
 from kswap.objectives import NEEDS_KEPT
 from kswap.plan import Stage, plan
 from kswap.run_folder import (
@@ -31,7 +31,7 @@ from kswap.run_folder import (
 )
 from kswap.running import Run
 from kswap.signals import Interrupts
-from kswap.tasks.classification import Classification
+from kswap.tasks import find
 from kswap.training.device import make_accelerator, memory_errors
 from kswap.training.progress import progress
 
@@ -73,7 +73,8 @@ def swap(
 
     Args:
         config: everything a run is made of.
-        model: an image classifier of transformers in memory, in place of `config.model`.
+        model: a classifier, segmenter or detector of transformers in memory, in place of
+            `config.model`.
         processor: its image processor; needed with `model`.
         learn: data set in memory, in place of the source's `data`.
         forget: the same for the classes to forget.
@@ -94,6 +95,7 @@ def swap(
         )
     if processor is not None and model is None:
         raise UserError("processor: is given without a model; pass model too, or neither")
+    config = config.for_task(find_task(config.model) if model is None else task_of(model))
     config = _resolve(config)
     given: dict[Role, Any] = {"learn": learn, "forget": forget, "retain": retain}
     in_memory = {role: source for role, source in given.items() if source is not None}
@@ -116,6 +118,7 @@ def swap(
         with progress("images") as report:
             data = build_data(
                 config,
+                task=loaded.task,
                 id2label=loaded.id2label,
                 processor=loaded.processor,
                 forgotten=loaded.forgotten,
@@ -132,7 +135,18 @@ def swap(
         if not known:
             write_config(folder, config, describe_environment(model_commit=loaded.commit))
         seconds = {"load": time.perf_counter() - begin}
-        run = Run(config, stages, folder, loaded, data, accelerator, interrupts, on_note, seconds)
+        run = Run(
+            config,
+            stages,
+            folder,
+            loaded,
+            data,
+            accelerator,
+            interrupts,
+            on_note,
+            seconds,
+            find(loaded.task),
+        )
         results = run.finish()
         return SwapResult(folder.path, results, data.notes, resumed=known)
 
@@ -152,7 +166,11 @@ def evaluate(run_dir: str | Path) -> dict[str, Any]:
     base = load_base(config.model)
     accelerator = make_accelerator(config.training, run_dir)
     data = build_data(
-        config, id2label=base.id2label, processor=base.processor, forgotten=base.forgotten
+        config,
+        task=base.task,
+        id2label=base.id2label,
+        processor=base.processor,
+        forgotten=base.forgotten,
     )
     if {r: [data.id2label[c] for c in data.class_ids.get(r, ())] for r in ROLES} != results[
         "classes"
@@ -165,7 +183,7 @@ def evaluate(run_dir: str | Path) -> dict[str, Any]:
     learned = any("learn" in stage.active for stage in plan(config))
     return score_roles(
         model.to(accelerator.device),
-        Classification(),
+        find(base.task),
         data,
         split="test",
         num_rows=len(data.id2label) if learned else data.num_base_classes,

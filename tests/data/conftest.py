@@ -27,6 +27,7 @@ def build(processor: Any) -> Callable[..., SwapData]:
 
     def run(
         *,
+        task: Any = "classification",
         id2label: Mapping[int, str] = LABELS,
         fitted_by: Any = None,
         forgotten: tuple[str, ...] = (),
@@ -38,6 +39,7 @@ def build(processor: Any) -> Callable[..., SwapData]:
         order = ("L" if "learn" in config else "") + ("F" if "forget" in config else "")
         return build_data(
             SwapConfig.from_mapping({"model": "m", "order": order, **config}),
+            task=task,
             id2label=id2label,
             processor=fitted_by or processor,
             forgotten=forgotten,
@@ -47,3 +49,37 @@ def build(processor: Any) -> Callable[..., SwapData]:
         )
 
     return run
+
+
+def _for_task(build: Callable[..., SwapData], task: str) -> Callable[..., SwapData]:
+    from data.scenes import HEIGHT, WIDTH
+    from transformers import SegformerImageProcessorPil
+
+    fixed = SegformerImageProcessorPil(size={"height": HEIGHT, "width": WIDTH})
+
+    def run(**config: Any) -> SwapData:
+        return build(task=task, **{"fitted_by": fixed, **config})
+
+    return run
+
+
+@pytest.fixture
+def build_masks(build: Callable[..., SwapData]) -> Callable[..., SwapData]:
+    """`build` for segmentation, images as large as they are."""
+    return _for_task(build, "segmentation")
+
+
+@pytest.fixture
+def build_boxes(build: Callable[..., SwapData]) -> Callable[..., SwapData]:
+    """`build` for detection, images as large as they are."""
+    return _for_task(build, "detection")
+
+
+@pytest.fixture(scope="session")
+def reducing() -> Any:
+    """A processor that takes 0 in masks as `not labelled`."""
+    from data.scenes import HEIGHT, WIDTH
+    from transformers import SegformerImageProcessorPil
+
+    size = {"height": HEIGHT, "width": WIDTH}
+    return SegformerImageProcessorPil(size=size, do_reduce_labels=True)

@@ -10,7 +10,7 @@ rescale offset), float32 of the whole processor is kept.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,6 +37,9 @@ class Pixels:
     std: tuple[float, ...]
     separable: bool = True
     """False: the images are float32 and finished."""
+    pads_last: bool = True
+    """Whether padding is 0 after normalising, as nearly all processors have it; EoMT's pads
+    before."""
 
     def __call__(
         self,
@@ -47,10 +50,10 @@ class Pixels:
     ) -> torch.Tensor:
         """Return `images` (b, H, W, 3) uint8 as (b, 3, H, W) float32 on `device`.
 
-        Beyond `sizes` (b, 2), where given, the result is 0, as the processors pad.
+        Beyond `sizes` (b, 2), where given, the result is what the processor pads with.
         """
         finished = self._finish(images, device)
-        if sizes is not None:
+        if sizes is not None and self.pads_last:
             for image, (height, width) in zip(finished, sizes.tolist(), strict=True):
                 image[:, height:] = 0
                 image[:, :, width:] = 0
@@ -90,6 +93,8 @@ class Fitter:
         if dense:
             self._keep_whole()
         self.pixels = _pixels_of(processor)
+        if dense and hasattr(processor, "do_split_image"):
+            self.pixels = replace(self.pixels, pads_last=False)
         if not self._separates():
             self.pixels = Pixels(scale=1.0, mean=(), std=(), separable=False)
 
@@ -161,9 +166,7 @@ class Fitter:
                 self._options[key] = False
 
     def _fit_only(self, image: Image.Image) -> NDArray[np.uint8]:
-        output = self.processor(
-            images=image, do_rescale=False, do_normalize=False, **self._options
-        )
+        output = self.processor(images=image, do_rescale=False, do_normalize=False, **self._options)
         fitted = np.asarray(output["pixel_values"][0])
         if fitted.dtype != np.uint8 or fitted.ndim != 3 or fitted.shape[0] != 3:
             raise TypeError(f"{fitted.dtype} of shape {fitted.shape} is not an 8-bit RGB image")

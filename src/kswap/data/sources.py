@@ -120,9 +120,7 @@ def local_path(role: Role, data: str) -> Path | None:
     return None
 
 
-def file_source(
-    path: Path, settings: SourceConfig, table: TableMaker = dataset_table
-) -> Source:
+def file_source(path: Path, settings: SourceConfig, table: TableMaker = dataset_table) -> Source:
     """Open a table file.
 
     Raises:
@@ -256,9 +254,7 @@ def hub_source(
     with _reading(missing):
         _check_hub(name)
         loaded = datasets.load_dataset(name)
-    return _dataset_source(
-        loaded, settings, where=name, folder=None, from_hub=True, table=table
-    )
+    return _dataset_source(loaded, settings, where=name, folder=None, from_hub=True, table=table)
 
 
 def _check_hub(name: str) -> None:
@@ -311,9 +307,7 @@ def _dataset_source(
     tables = {}
     for split, dataset in loaded.items():
         place = where if len(loaded) == 1 else f"{where} [{split}]"
-        tables[str(split)] = table(
-            dataset, settings, where=place, folder=folder, from_hub=from_hub
-        )
+        tables[str(split)] = table(dataset, settings, where=place, folder=folder, from_hub=from_hub)
     return source_of_splits(where, tables)
 
 

@@ -24,6 +24,8 @@ def score_roles(
 ) -> dict[str, Any]:
     """Return `{"scores": {role: float | None}, "per_class": {class name: float}}` on one split.
 
+    A task with other numbers adds `"more": {name: {role: float}}`.
+
     Args:
         model: answers with logits.
         task: how it is scored.
@@ -35,16 +37,26 @@ def score_roles(
     """
     scores: dict[Role, float | None] = dict.fromkeys(ROLES)
     per_class: dict[str, float] = {}
+    more: dict[str, dict[Role, float]] = {}
     for role in ROLES:
         images = data.sets.get(role, {}).get(split)
         if images is None or not len(images):
             continue
         scored = task.score(
-            model, images, pixels=pixels or data.pixels, num_rows=num_rows, batch_size=batch_size
+            model,
+            images,
+            pixels=pixels or data.pixels,
+            class_ids=data.class_ids.get(role, ()),
+            num_rows=num_rows,
+            batch_size=batch_size,
         )
         scores[role] = round(scored.total, 6)
         per_class |= {data.id2label[c]: round(v, 6) for c, v in scored.per_class.items()}
-    return {"scores": scores, "per_class": per_class}
+        more |= {
+            name: {**more.get(name, {}), role: round(value, 6)}
+            for name, value in scored.more.items()
+        }
+    return {"scores": scores, "per_class": per_class, **({"more": more} if more else {})}
 
 
 def same_scores(one: Mapping[str, Any], other: Mapping[str, Any], tolerance: float = 1e-4) -> bool:

@@ -7,10 +7,11 @@ are hit, or it is an error.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -63,15 +64,24 @@ def attach(
         target_modules=f"(?:{'|'.join(map(re.escape, linears))})",  # matched whole
         modules_to_save=list(head_names),
     )
+    ties = _ties(model, head_names)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # PEFT's own init draws from the global generator, and it reads a deprecated property.
         warnings.filterwarnings(
             "ignore", message=".*is_gradient_checkpointing", category=FutureWarning
         )
-        wrapped = get_peft_model(model, lora, adapter_name=ADAPTER_NAME)
+        with without_embeddings(model):
+            try:
+                wrapped = get_peft_model(model, lora, adapter_name=ADAPTER_NAME)
+            except TypeError as error:  # a list of layers whose name ends like a head's
+                raise UserError(
+                    f"model: PEFT cannot save the heads of {type(model).__name__} "
+                    f"({' '.join(str(error).split())}); name a model of another family"
+                ) from None
     if not isinstance(wrapped, PeftModel):
         raise TypeError(f"PEFT returned a {type(wrapped).__name__}")
     _check_hits(wrapped, linears, head_names)
+    tie_heads(wrapped, ties)
     generator = torch.Generator().manual_seed(seed)
     for name in linears:
         down, up = _lora_pair(wrapped, name)
@@ -83,6 +93,38 @@ def attach(
     for name in head_names:
         head_linear(wrapped, name).requires_grad_(head_train != "none")
     return wrapped.train(was_training)
+
+
+def _ties(model: nn.Module, heads: Sequence[str]) -> list[list[str]]:
+    """Return the heads that share their weights, in groups."""
+    groups: dict[int, list[str]] = {}
+    for name in heads:
+        groups.setdefault(id(head_linear(model, name).weight), []).append(name)
+    return [names for names in groups.values() if len(names) > 1]
+
+
+def tie_heads(peft_model: PeftModel, ties: Sequence[Sequence[str]]) -> None:
+    """Let heads that shared their weights share those of their trained copies."""
+    for first, *others in ties:
+        source = head_linear(peft_model, first)
+        for name in others:
+            copy = head_linear(peft_model, name)
+            copy.weight, copy.bias = source.weight, source.bias
+
+
+@contextlib.contextmanager
+def without_embeddings(model: PreTrainedModel) -> Iterator[None]:
+    """Within the context a model that has no input embeddings says so, instead of raising."""
+    try:
+        model.get_input_embeddings()
+    except NotImplementedError:
+        vars(model)["get_input_embeddings"] = nn.Identity
+        try:
+            yield
+        finally:
+            del vars(model)["get_input_embeddings"]
+    else:
+        yield
 
 
 def adapter_groups(

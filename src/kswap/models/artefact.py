@@ -30,6 +30,7 @@ from transformers import PreTrainedModel
 
 from kswap.errors import UserError
 from kswap.models.adapter import ADAPTER_NAME
+from kswap.models.head import is_classifier
 from kswap.models.loading import load_base, quiet
 from kswap.models.structure import shown
 
@@ -82,7 +83,7 @@ def save_adapter(
         text = _RECIPE.format(
             base=base_name,
             folder=to_dir.name,
-            auto_class="AutoModelForImageClassification",
+            auto_class=_auto_class(peft_model.get_base_model()),
             num_labels=peft_model.get_base_model().config.num_labels,
         )
         (folder / "README.md").write_text(text, encoding="utf-8")
@@ -201,6 +202,12 @@ def write_folder(to_dir: Path, write: Callable[[Path], None]) -> Path:
 def _is_adapter_part(name: str) -> bool:
     marks = (".lora_A.", ".lora_B.", f".modules_to_save.{ADAPTER_NAME}.")
     return any(mark in name for mark in marks)
+
+
+def _auto_class(model: Any) -> str:
+    """Return what loads the base of an adapter."""
+    name = type(model).__name__
+    return "AutoModelForImageClassification" if is_classifier(model) else name
 
 
 def _plain_config(model: Any) -> Any:

@@ -9,8 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES,
+    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES,
+    MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES,
+)
 
+from kswap.config import TaskName
 from kswap.errors import UserError
 
 _SAFE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -59,8 +65,8 @@ def check_folder(folder: Path) -> None:
         )
 
 
-def check_config(name: str, values: Mapping[str, Any]) -> None:
-    """Refuse a config.json that is not that of an image classifier kswap can change."""
+def check_config(name: str, values: Mapping[str, Any]) -> TaskName:
+    """Return the task; refuse a config.json that is not that of a model kswap can change."""
     model_type, architectures = values.get("model_type"), values.get("architectures") or []
     if values.get("auto_map"):
         raise UserError(
@@ -75,26 +81,29 @@ def check_config(name: str, values: Mapping[str, Any]) -> None:
         )
     if not isinstance(model_type, str):
         raise UserError(f'model: config.json of {name!r} has no model_type; add it, such as "vit"')
-    classes = classifier_names()
     if not isinstance(architectures, list):
         raise UserError(
             f"model: architectures in config.json of {name!r} is {architectures!r}, not a list of "
             "class names; correct it"
         )
-    foreign = [str(one) for one in architectures if one not in classes]
+    tasks = {one: task_of_class(str(one)) for one in architectures}
+    foreign = [str(one) for one, task in tasks.items() if task is None]
     if foreign:
         raise UserError(
-            f"model: {name!r} holds a {foreign[0]}, not an image classifier; name a checkpoint "
-            "whose architecture "
-            "ends in ForImageClassification (a head would have to be made up)"
+            f"model: {name!r} holds a {foreign[0]}, not an image classifier, semantic segmenter or "
+            "detector; name a checkpoint whose architecture ends in ForImageClassification, "
+            "ForSemanticSegmentation, ForUniversalSegmentation or ForObjectDetection (a head would "
+            "have to be made up)"
         )
-    if model_type not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
+    task = next(iter(tasks.values()), None) or "classification"
+    if task == "classification" and model_type not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
         raise UserError(
             f"model: {name!r} is of type {model_type!r}, for which transformers has no image "
             "classifier; "
             f"types that have: {', '.join(sorted(MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES))}"
         )
     check_labels(name, values.get("id2label"), values.get("num_labels"))
+    return task
 
 
 def check_labels(name: str, id2label: Any, num_labels: Any) -> None:
@@ -169,12 +178,29 @@ def _few(names: list[str]) -> str:
     return ", ".join(names[:3]) + more
 
 
-def classifier_names() -> set[str]:
-    """Return the names of all image classifiers of transformers."""
-    names: set[str] = set()
-    for one in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.values():
-        names.update([one] if isinstance(one, str) else one)
-    return names
+_CLASSES: dict[TaskName, tuple[Mapping[str, Any], ...]] = {
+    "classification": (MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,),
+    "segmentation": (
+        MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES,
+        MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES,
+        {"maskformer": "MaskFormerForInstanceSegmentation"},
+    ),
+    "detection": (MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES,),
+}
+_NOT_SWAPPED = ("OneFormer", "DetrForSegmentation")
+"""They need a text, or answer panoptic questions."""
+
+
+def task_of_class(name: str) -> TaskName | None:
+    """Return the task of a model class of transformers; None: none that kswap knows."""
+    if any(part in name for part in _NOT_SWAPPED):
+        return None
+    for task, mappings in _CLASSES.items():
+        for mapping in mappings:
+            for one in mapping.values():
+                if name in ([one] if isinstance(one, str) else one):
+                    return task
+    return None
 
 
 def brief(error: object) -> str:

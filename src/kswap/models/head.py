@@ -14,20 +14,30 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
 
 from kswap.errors import UserError
+from kswap.models.class_tensors import class_tensors, heads_of, insert_rows, keep_rows
 from kswap.models.rows import class_mean_rows, random_rows
 from kswap.models.structure import linear_names, shown
 from kswap.models.trace import Node, trace
 
+Head = nn.Linear | nn.Conv2d
+
 
 def find_heads(model: nn.Module) -> tuple[str, ...]:
-    """Return the names of the linears that produce a bare model's logits, in forward order.
+    """Return the names of the layers that answer classes.
+
+    Of a classifier: the linears that produce a bare model's logits, in forward order. Of a
+    segmenter or detector: every linear or 1×1 convolution with a row for each class, auxiliary
+    layers and proposals included.
 
     Raises:
         UserError: there is none.
     """
     config: Any = model.config
+    if isinstance(model, PreTrainedModel) and not is_classifier(model):
+        return heads_of(class_tensors(model), model)
     graph = trace(model)
     logits = [node for name, node in graph.outputs.items() if "logits" in name]
     found: dict[str, int] = {}
@@ -53,31 +63,45 @@ def find_heads(model: nn.Module) -> tuple[str, ...]:
     return tuple(sorted(found, key=found.__getitem__))
 
 
-def head_linear(model: nn.Module, name: str) -> nn.Linear:
+def is_classifier(model: nn.Module) -> bool:
+    """Whether an image has one answer as a whole."""
+    return "ForImageClassification" in type(model).__name__ or not any(
+        part in type(model).__name__ for part in ("Segmentation", "Detection")
+    )
+
+
+def head_linear(model: nn.Module, name: str) -> Head:
     """Return the head that computes: of a bare model, or the trained copy inside a PEFT model."""
     wrapped: Any = model
     base = wrapped.get_base_model() if hasattr(model, "get_base_model") else wrapped
     module: Any = base.get_submodule(name)
     if hasattr(module, "modules_to_save"):
         module = module.modules_to_save[module.active_adapter]
-    if not isinstance(module, nn.Linear):
+    if not isinstance(module, nn.Linear | nn.Conv2d):
         raise TypeError(f"{name} is a {type(module).__name__}, not a linear head")
     return module
 
 
 @contextlib.contextmanager
-def recorded_head_inputs(model: nn.Module, heads: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+def recorded_head_inputs(
+    model: nn.Module, heads: Sequence[str], *, whole: bool = False
+) -> Iterator[dict[str, Tensor]]:
     """Within the context every forward writes the features each head receives, with their graph.
 
+    Args:
+        model: Bare or wrapped by PEFT.
+        heads: From `find_heads`.
+        whole: Leave the features in their shape; else (batch, in_features).
+
     Yields:
-        Head name -> features (batch, in_features) of the latest forward.
+        Head name -> features of the head's latest call; a head that is not called has none.
     """
     features: dict[str, Tensor] = {}
 
     def recorder(name: str) -> Any:
         def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
             given = args[0]
-            features[name] = given if given.ndim == 2 else given.flatten(1)
+            features[name] = given if whole or given.ndim == 2 else given.flatten(1)
 
         return hook
 
@@ -117,7 +141,7 @@ def extend_head(
     model: nn.Module,
     id2label: Mapping[int, str],
     *,
-    init: Literal["class-mean", "random"],
+    init: Literal["class-mean", "random", "mean"],
     seed: int,
     class_means: Mapping[str, Tensor] | None = None,
     base_means: Mapping[str, Tensor] | None = None,
@@ -129,7 +153,7 @@ def extend_head(
     Args:
         model: A bare model.
         id2label: The whole map after the extension; old ids keep their names.
-        init: Start of the new rows.
+        init: Start of the new rows; segmenters and detectors: random or mean, see `insert_rows`.
         seed: Seed of random rows.
         class_means: For class-mean: head name -> (num_new, in_features), in the order of the new
             ids.
@@ -144,11 +168,16 @@ def extend_head(
     num_old = int(config.num_labels)
     _check_extension(config, id2label)
     num_new = len(id2label) - num_old
+    if isinstance(model, PreTrainedModel) and not is_classifier(model):
+        tensors = class_tensors(model)
+        insert_rows(model, tensors, num_new=num_new, random=init == "random", seed=seed)
+        _set_labels(model, dict(id2label), num_old)
+        return
     generator = torch.Generator().manual_seed(seed)
     rows: dict[str, tuple[Tensor, Tensor]] = {}
     heads = find_heads(model)
     for name in heads:
-        head = head_linear(model, name)
+        head = _linear(model, name)
         if num_new and init == "random":
             rows[name] = random_rows(num_new, head.in_features, generator)
         elif num_new:
@@ -157,7 +186,7 @@ def extend_head(
             bias = None if head.bias is None else head.bias.detach()
             rows[name] = class_mean_rows(head.weight.detach(), bias, means, centre)
     for name, (weight, bias) in rows.items():
-        head = head_linear(model, name)
+        head = _linear(model, name)
         weight = torch.cat([head.weight.detach(), weight.to(head.weight)])
         if head.bias is None:
             _replace_rows(head, weight, None)
@@ -182,15 +211,23 @@ def drop_rows(model: nn.Module, class_ids: Collection[int]) -> None:
     kept = [index for index in sorted(labels) if index not in set(class_ids)]
     if not kept:
         raise ValueError(f"all {len(labels)} classes would be dropped; leave at least one")
+    if isinstance(model, PreTrainedModel) and not is_classifier(model):
+        keep_rows(model, class_tensors(model), kept)
+        _set_labels(model, {new: labels[old] for new, old in enumerate(kept)}, len(labels))
+        return
     for name in find_heads(model):
-        head = head_linear(model, name)
+        head = _linear(model, name)
         bias = None if head.bias is None else head.bias.detach()[kept].clone()
         _replace_rows(head, head.weight.detach()[kept].clone(), bias)
     _set_labels(model, {new: labels[old] for new, old in enumerate(kept)}, len(labels))
 
 
-def freeze_old_rows(model: nn.Module, names: Sequence[str], num_old: int) -> list[RemovableHandle]:
-    """Zero the gradient of the first `num_old` rows of the heads at every backward.
+def freeze_old_rows(
+    model: nn.Module, names: Sequence[str], num_old: int, *, num_new: int | None = None
+) -> list[RemovableHandle]:
+    """Zero the gradient of all rows of the heads but the new ones at every backward.
+
+    New are the rows behind the first `num_old`: `num_new` of them, or all.
 
     AdamW without weight decay then adds exactly 0 to them, so they stay bit-equal.
 
@@ -201,6 +238,8 @@ def freeze_old_rows(model: nn.Module, names: Sequence[str], num_old: int) -> lis
     def keep(gradient: Tensor) -> Tensor:
         gradient = gradient.clone()
         gradient[:num_old] = 0
+        if num_new is not None:
+            gradient[num_old + num_new :] = 0
         return gradient
 
     return [
@@ -209,6 +248,12 @@ def freeze_old_rows(model: nn.Module, names: Sequence[str], num_old: int) -> lis
         for parameter in head_linear(model, name).parameters()
         if parameter.requires_grad
     ]
+
+
+def _linear(model: nn.Module, name: str) -> nn.Linear:
+    head = head_linear(model, name)
+    assert isinstance(head, nn.Linear), "heads of classifiers are linears"
+    return head
 
 
 def _check_extension(config: Any, id2label: Mapping[int, str]) -> None:
@@ -277,7 +322,9 @@ def set_new_rows(
     """
     head = head_linear(model, name)
     bias = None if head.bias is None else head.bias[:num_old]
-    weight, new_bias = class_mean_rows(head.weight[:num_old], bias, class_means, centre)
-    head.weight[num_old:] = weight.to(head.weight)
+    old = head.weight[:num_old].flatten(1)
+    weight, new_bias = class_mean_rows(old, bias, class_means, centre)
+    new = slice(num_old, num_old + len(class_means))  # behind them there may be "no object"
+    head.weight[new] = weight.to(head.weight).view_as(head.weight[new])
     if head.bias is not None:
-        head.bias[num_old:] = new_bias.to(head.bias)
+        head.bias[new] = new_bias.to(head.bias)

@@ -15,17 +15,19 @@ import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 import torch
+import transformers
 from huggingface_hub import constants
 from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
+from kswap.config import TaskName
 from kswap.errors import UserError
 from kswap.models.checks import (
     brief,
@@ -33,7 +35,7 @@ from kswap.models.checks import (
     check_folder,
     check_labels,
     check_loading,
-    classifier_names,
+    task_of_class,
 )
 
 
@@ -45,7 +47,7 @@ class Loaded:
     """In eval mode, fp32, on the CPU."""
     processor: Any
     """Its image processor."""
-    task: Literal["classification"]
+    task: TaskName
     id2label: dict[int, str]
     """Class id -> name, ids 0, 1, 2 …"""
     forgotten: tuple[str, ...]
@@ -68,11 +70,47 @@ def load_base(name_or_path: str) -> Loaded:
     where = name_or_path if local is None else str(local)
     offline = local is None and _hub_is_out_of_reach()
     values = _config_values(name_or_path, where, offline)
-    check_config(name_or_path, values)
-    model = _load_model(name_or_path, where, local is None, offline)
+    task = check_config(name_or_path, values)
+    model = _load_model(name_or_path, where, local is None, offline, _class_of(values, task))
     processor = _load_processor(name_or_path, where, local is None, offline)
     commit = getattr(model.config, "_commit_hash", None) if local is None else None
     return _loaded(model, processor, source=name_or_path, commit=commit)
+
+
+def find_task(name_or_path: str) -> TaskName:
+    """Return what the model of a hub id or a folder does, from its config.json alone.
+
+    Raises:
+        UserError: it is missing, or nothing that kswap can change.
+    """
+    local = _local_folder(name_or_path)
+    if local is not None:
+        check_folder(local)
+    where = name_or_path if local is None else str(local)
+    offline = local is None and _hub_is_out_of_reach()
+    return check_config(name_or_path, _config_values(name_or_path, where, offline))
+
+
+def task_of(model: Any) -> TaskName:
+    """Return what a model in memory does.
+
+    Raises:
+        UserError: it is nothing that kswap can change.
+    """
+    task = task_of_class(type(model).__name__)
+    if task is None:
+        raise UserError(
+            f"model: {type(model).__name__} is no image classifier, semantic segmenter or "
+            "detector; load it with AutoModelForImageClassification or its kin"
+        )
+    return task
+
+
+def _class_of(values: Mapping[str, Any], task: TaskName) -> Any:
+    """Return what loads a model: its own class, as several tasks have no loader for all of it."""
+    if task == "classification":
+        return AutoModelForImageClassification
+    return getattr(transformers, str(values["architectures"][0]))
 
 
 def from_objects(model: PreTrainedModel, processor: Any) -> Loaded:
@@ -86,11 +124,7 @@ def from_objects(model: PreTrainedModel, processor: Any) -> Loaded:
             f"model: a {type(model).__name__} is not a transformers model; "
             "load it with AutoModelForImageClassification"
         )
-    if type(model).__name__ not in classifier_names():
-        raise UserError(
-            f"model: {type(model).__name__} is no image classifier; "
-            "load it with AutoModelForImageClassification"
-        )
+    task_of(model)
     if processor is None:
         raise UserError(
             "processor: is missing; pass the model's image processor (AutoImageProcessor)"
@@ -172,10 +206,12 @@ def _config_values(name: str, where: str, offline: bool) -> dict[str, Any]:
     return values
 
 
-def _load_model(name: str, where: str, from_hub: bool, offline: bool) -> PreTrainedModel:
+def _load_model(
+    name: str, where: str, from_hub: bool, offline: bool, model_class: Any
+) -> PreTrainedModel:
     try:
         with quiet(progress=from_hub), _no_conversion_service():
-            model, info = AutoModelForImageClassification.from_pretrained(
+            model, info = model_class.from_pretrained(
                 where,
                 use_safetensors=True,
                 trust_remote_code=False,
@@ -239,7 +275,7 @@ def _loaded(model: PreTrainedModel, processor: Any, *, source: str, commit: str 
     return Loaded(
         model=model.eval(),
         processor=processor,
-        task="classification",
+        task=task_of(model),
         id2label=dict(sorted(id2label.items())),
         forgotten=tuple(str(one) for one in names if str(one) in here),
         source=source,

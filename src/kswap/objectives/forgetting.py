@@ -28,7 +28,7 @@ def bounded_ce_batch(
     exploded loss hide those that are not forgotten.
     """
     loss = functional.cross_entropy(logits, class_ids)
-    return functional.relu(_bound(bound, logits) - loss).expand(len(class_ids))
+    return functional.relu(default_bound(bound, logits) - loss).expand(len(class_ids))
 
 
 def bounded_ce_sample(
@@ -42,7 +42,7 @@ def bounded_ce_sample(
     ln K is the loss of an answer that is no better than a guess among K classes.
     """
     loss = functional.cross_entropy(logits, class_ids, reduction="none")
-    return functional.relu(_bound(bound, logits) - loss)
+    return functional.relu(default_bound(bound, logits) - loss)
 
 
 def masked_distillation(
@@ -68,5 +68,6 @@ def masked_distillation(
     return divergence.sum(-1) * temperature**2
 
 
-def _bound(bound: float | None, logits: Tensor) -> float:
+def default_bound(bound: float | None, logits: Tensor) -> float:
+    """Return the bound in nats; ln K for K columns unless given."""
     return math.log(logits.shape[-1]) if bound is None else bound

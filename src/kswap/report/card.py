@@ -21,6 +21,18 @@ not that the knowledge is gone: no audit
 * The forgotten classes keep their rows in the head, so that the scores above can be checked;
   `kswap export RUN --to DIR --drop-forgotten` removes them."""
 
+_PIPELINES = {
+    "classification": "image-classification",
+    "segmentation": "image-segmentation",
+    "detection": "object-detection",
+}
+"""Task -> its name in transformers."""
+_SCORES = {
+    "top1": "Top-1 accuracy",
+    "miou": "Mean intersection over union of a role's classes",
+    "map": "COCO's mean average precision of a role's classes",
+}
+
 
 def write_card(run_dir: Path, results: Mapping[str, Any], *, base: str) -> None:
     """Write README.md in the Hub's format: metadata, then what was done, scores and limits."""
@@ -32,7 +44,7 @@ def card(results: Mapping[str, Any], *, base: str) -> str:
     name = Path(base).name if Path(base).is_absolute() else base
     metadata = {
         "library_name": "transformers",
-        "pipeline_tag": f"image-{results['task']}",
+        "pipeline_tag": _PIPELINES[results["task"]],
         "tags": ["kswap", "knowledge-swapping", "machine-unlearning", "continual-learning"],
         **({} if Path(base).is_absolute() else {"base_model": base}),
     }
@@ -66,7 +78,7 @@ training images: {trained_on}.
 
 ## Scores
 
-{results["score_name"]} on the test split, in percent.
+{_SCORES[results["score_name"]]} on the test split, in percent.
 
 {markdown(rows(results))}
 
@@ -85,7 +97,7 @@ Not run.
 ```python
 from transformers import pipeline
 
-classify = pipeline("image-classification", model="model")  # this folder's model/
+answer = pipeline("{_PIPELINES[results["task"]]}", model="model")  # this folder's model/
 ```
 
 `adapter/` holds the same swap as a PEFT adapter; its README.md says how to load it.

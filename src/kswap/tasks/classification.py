@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
+from kswap.config import TermConfig
 from kswap.data import ImageSet
-from kswap.tasks import Scores, batches
+from kswap.data.samples import Samples
+from kswap.models.head import recorded_head_inputs
+from kswap.objectives import Units, has_role
+from kswap.tasks import Examples, Pixels, Scores, Teacher, View, batches
 
 
 class Classification:
@@ -18,11 +22,45 @@ class Classification:
 
     name = "classification"
     score_name = "top1"
+    teacher_sees_views = False
 
-    def logits(self, model: nn.Module, pixels: Tensor) -> Tensor:
-        """Return (images, classes)."""
-        logits: Tensor = model(pixel_values=pixels).logits
-        return logits
+    def units(
+        self, model: nn.Module, examples: Examples, teacher: Teacher | None, view: View
+    ) -> list[Units]:
+        """Return one unit per image; its role is that of its source."""
+        logits: Tensor = model(pixel_values=examples.pixels).logits.float()[:, : view.num_rows]
+        return [
+            Units(
+                class_ids=examples.class_ids,
+                roles=examples.roles,
+                forgotten=view.forgotten,
+                logits=logits,
+                base_logits=None if teacher is None else teacher["logits"],
+            )
+        ]
+
+    def divisors(
+        self, samples: Samples, roles: Tensor, terms: Mapping[str, TermConfig], view: View
+    ) -> dict[str, float]:
+        """A term is the mean over its images."""
+        return {name: int(has_role(roles, term.roles).sum()) for name, term in terms.items()}
+
+    def share(self, part: Samples, whole: Samples) -> float:
+        """The divisors are those of the whole batch."""
+        return 1.0
+
+    def teach(self, model: nn.Module, examples: Examples) -> Teacher:
+        """Return {"logits": (images, classes)}."""
+        return {"logits": model(pixel_values=examples.pixels).logits.float()}
+
+    def features(
+        self, model: nn.Module, examples: Examples, heads: Sequence[str]
+    ) -> tuple[Teacher, dict[str, tuple[Tensor, Tensor]]]:
+        """Return the logits, and what each head receives of every image."""
+        with recorded_head_inputs(model, heads) as inputs:
+            taught = self.teach(model, examples)
+            found = {name: (inputs[name].float(), examples.class_ids) for name in heads}
+        return taught, found
 
     @torch.no_grad()
     def score(
@@ -30,29 +68,27 @@ class Classification:
         model: nn.Module,
         images: ImageSet,
         *,
-        pixels: Callable[[Any], Tensor],
+        pixels: Pixels,
+        class_ids: Sequence[int],
         num_rows: int,
         batch_size: int,
     ) -> Scores:
         """Return top-1 accuracy over all images and of each class that occurs.
 
-        Answers are the first `num_rows` classes.
-
-        A class whose row is not among them is never answered: its score is 0.
+        Answers are the first `num_rows` classes. A class whose row is not among them is never
+        answered: its score is 0.
         """
-        class_ids = torch.from_numpy(images.class_ids)
+        truth = torch.from_numpy(images.class_ids)
         logits = predict(model, images.images, pixels=pixels, batch_size=batch_size)
         answers = logits[:, :num_rows].argmax(-1)
-        num_classes = max(num_rows, int(class_ids.max()) + 1, 2)
-        accuracy = MulticlassAccuracy(num_classes, average=None)(answers, class_ids)
-        per_class = {int(c): float(accuracy[c]) for c in torch.unique(class_ids)}
-        return Scores(float((answers == class_ids).float().mean()), per_class)
+        num_classes = max(num_rows, int(truth.max()) + 1, 2)
+        accuracy = MulticlassAccuracy(num_classes, average=None)(answers, truth)
+        per_class = {int(c): float(accuracy[c]) for c in torch.unique(truth)}
+        return Scores(float((answers == truth).float().mean()), per_class)
 
 
 @torch.no_grad()
-def predict(
-    model: nn.Module, images: Any, *, pixels: Callable[[Any], Tensor], batch_size: int
-) -> Tensor:
+def predict(model: nn.Module, images: Any, *, pixels: Pixels, batch_size: int) -> Tensor:
     """Return logits (images, classes) on the CPU, in fp32, the model in evaluation mode."""
     training = [module for module in model.modules() if module.training]
     model.eval()

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from torch import Tensor
 
+from kswap.data import SwapData
 from kswap.files import write_bytes
 
 _STATE, _META = "state.safetensors", "state.json"
@@ -100,3 +102,24 @@ def prune(checkpoints_dir: Path, *, keep: int) -> None:
 
 def _folders(checkpoints_dir: Path) -> list[Path]:
     return [p for p in checkpoints_dir.glob("[0-9]*-[0-9]*") if p.is_dir()]
+
+
+def fingerprint_of(model: Any, data: SwapData) -> str:
+    """Return a checksum of base weights, training and test images and labels."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        flat = tensor.detach().cpu().flatten()  # batch norm counts its batches in a scalar
+        digest.update(flat.contiguous().view(torch.uint8).numpy())
+    for role in sorted(data.sets):
+        for split in sorted(data.sets[role]):
+            images = data.sets[role][split]
+            digest.update(f"{role} {split} {images.images.shape}".encode())
+            digest.update(images.class_ids.tobytes())
+            for boxes in images.boxes or ():
+                digest.update(boxes.boxes.tobytes() + boxes.class_ids.tobytes())
+            for start in range(0, len(images), 1024):
+                digest.update(images.images[start : start + 1024].tobytes())
+                if images.masks is not None:
+                    digest.update(images.masks[start : start + 1024].tobytes())
+    return digest.hexdigest()

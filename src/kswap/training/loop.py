@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,17 +18,17 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from kswap.config import ROLES, SparsityConfig, TermConfig, TrainingConfig
-from kswap.objectives import OBJECTIVES, Units
+from kswap.config import SparsityConfig, TermConfig, TrainingConfig
+from kswap.objectives import OBJECTIVES, Units, serves
 from kswap.objectives.sparsity import group_lasso, proximal_step
 from kswap.plan import Stage
-from kswap.tasks import Task
+from kswap.tasks import Examples, Task, View, make_examples
 from kswap.training.events import EventLog
 from kswap.training.optimiser import Trainables, learning_rate
 from kswap.training.progress import Progress, describe
 from kswap.training.streams import Batch, Streams
 
-Augment = Callable[[Tensor], Tensor]
+Augment = Callable[[Examples], Examples]
 
 
 @dataclass(frozen=True)
@@ -40,49 +40,39 @@ class Trainee:
     accelerator: Accelerator
     pixels: Callable[[Any], Tensor]
     augment: Augment | None
+    views: Mapping[str, View]
+    """By the name of the stage."""
+    teach_now: bool
+    """Whether the base model answers at every step (its answers are needed and not kept)."""
+    as_base: Callable[[], AbstractContextManager[Any]]
+    """Within it the model is the base model."""
     groups: Sequence[Sequence[nn.Parameter]]
     moved: Trainables
-    forgotten: Tensor
-    """(base classes,), true for classes to forget and those forgotten by an earlier swap."""
-    forgotten_before: Tensor
-    """(base classes,), true for classes forgotten by an earlier swap."""
     training: TrainingConfig
     seed: int
 
 
 def compute_terms(
-    units: Units, roles: Tensor, terms: Mapping[str, TermConfig], totals: Mapping[str, int]
+    groups: Sequence[Units], terms: Mapping[str, TermConfig], divisors: Mapping[str, float]
 ) -> dict[str, Tensor]:
-    """Return each term, weighted: the sum over its units by their number in the whole batch.
+    """Return each term, weighted: the sum over its units, divided.
 
     Args:
-        units: (units, ...) tensors of one micro-batch.
-        roles: (units,), index into ROLES.
+        groups: units of one micro-batch; a term is computed from the group that has what its
+            objective compares.
         terms: the terms of the stage.
-        totals: units of each term in the whole batch.
+        divisors: of each term, for the whole batch; 0: the batch has no units of the term.
     """
     values: dict[str, Tensor] = {}
     for name, term in terms.items():
-        mine = has_role(roles, term)
-        if not totals[name]:
-            continue
-        chosen = Units(
-            units.logits[mine],
-            units.class_ids[mine],
-            None if units.base_logits is None else units.base_logits[mine],
-            units.forgotten,
-        )
-        if len(chosen.class_ids):
-            loss = OBJECTIVES[term.objective](chosen, term).sum()
-            values[name] = term.weight * loss / totals[name]
+        for group in groups:
+            if not divisors[name] or not serves(group, term.objective):
+                continue
+            chosen = group.having(term.roles)
+            if len(chosen.class_ids):
+                loss = OBJECTIVES[term.objective](chosen, term, divisors[name]).sum()
+                values[name] = term.weight * loss / divisors[name]
     return values
-
-
-def has_role(roles: Tensor, term: TermConfig) -> Tensor:
-    """Return (units,): whether each unit has one of the term's roles."""
-    return torch.isin(
-        roles, torch.tensor([ROLES.index(r) for r in term.roles], device=roles.device)
-    )
 
 
 def train_stage(
@@ -149,19 +139,22 @@ def _backward(trainee: Trainee, stage: Stage, batch: Batch) -> dict[str, Tensor]
     """Forward and backward of one step in micro-batches; return the terms of the whole batch."""
     accelerator = trainee.accelerator
     terms = stage.config.terms
-    totals = {name: int(has_role(batch.roles, term).sum()) for name, term in terms.items()}
+    view = trainee.views[stage.name]
+    divisors = trainee.task.divisors(batch.samples, batch.roles, terms, view)
     sums: dict[str, Tensor] = {}
     parts = list(batch.split(trainee.training.accumulation))
     for number, part in enumerate(parts):
         last = number == len(parts) - 1
         with nullcontext() if last else accelerator.no_sync(trainee.model):
-            pixels = trainee.pixels(part.images)
+            examples = make_examples(part.samples, trainee.pixels, part.roles)
             if trainee.augment is not None:
-                pixels = trainee.augment(pixels)
+                examples = trainee.augment(examples)
             with accelerator.autocast():
-                logits = trainee.task.logits(trainee.model, pixels)
+                teacher = _teacher(trainee, part, examples)
+                units = trainee.task.units(trainee.model, examples, teacher, view)
+            share = trainee.task.share(part.samples, batch.samples)
             values = compute_terms(
-                _units(trainee, stage, part, logits), part.roles.to(logits.device), terms, totals
+                units, terms, {name: value / share for name, value in divisors.items()}
             )
             sparsity = stage.config.sparsity
             if last and sparsity.weight and sparsity.method == "subgradient":
@@ -174,17 +167,15 @@ def _backward(trainee: Trainee, stage: Stage, batch: Batch) -> dict[str, Tensor]
     return sums
 
 
-def _units(trainee: Trainee, stage: Stage, part: Batch, logits: Tensor) -> Units:
-    """Pair the logits with labels and teachers; rows that are not learned yet take no part."""
-    device = logits.device
-    num_base = len(trainee.forgotten)
-    logits = logits.float() if stage.knows_learned else logits[:, :num_base].float()
-    return Units(
-        logits,
-        part.class_ids.to(device),
-        None if part.base_logits is None else part.base_logits.to(device),
-        (trainee.forgotten if stage.forgets else trainee.forgotten_before).to(device),
-    )
+def _teacher(trainee: Trainee, part: Batch, examples: Examples) -> dict[str, Tensor] | None:
+    """Return what the base model answers: kept, or, where that is not possible, computed now."""
+    if part.teacher is not None:
+        device = examples.pixels.device
+        return {name: kept.to(device) for name, kept in part.teacher.items()}
+    if not trainee.teach_now:
+        return None
+    with torch.no_grad(), trainee.as_base():
+        return trainee.task.teach(trainee.model, examples)
 
 
 def _shrink(trainee: Trainee, sparsity: SparsityConfig, rate: float) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from kswap.config import ROLES, Role
 from kswap.data import ImageSet
+from kswap.data.samples import Samples, concatenate, take
 from kswap.errors import UserError
 from kswap.plan import Stage
 
@@ -26,26 +26,23 @@ from kswap.plan import Stage
 class Batch:
     """Images of one step with their roles at this stage; rows of all fields belong together."""
 
-    images: NDArray[Any]
-    class_ids: Tensor
-    """(images,), rows of the head."""
+    samples: Samples
     roles: Tensor
-    """(images,), index into ROLES."""
-    base_logits: Tensor | None
-    """(images, base classes); zero for roles whose terms do not need them."""
+    """(images,), index into ROLES: the role whose source the image comes from."""
+    teacher: dict[str, Tensor] | None
+    """What the base model answers; zero for roles whose terms do not need it. None: not kept."""
 
     def __len__(self) -> int:
-        return len(self.class_ids)
+        return len(self.samples)
 
     def split(self, num_parts: int) -> Iterator[Batch]:
         """Cut into at most `num_parts` micro-batches with the same share of every stream."""
         for part in range(min(num_parts, len(self))):
             rows = slice(part, None, num_parts)
             yield Batch(
-                self.images[rows],
-                self.class_ids[rows],
+                self.samples.rows(rows),
                 self.roles[rows],
-                None if self.base_logits is None else self.base_logits[rows],
+                None if self.teacher is None else {k: v[rows] for k, v in self.teacher.items()},
             )
 
 
@@ -78,12 +75,11 @@ class Streams:
         stage: Stage,
         sets: Mapping[Role, ImageSet],
         *,
-        base_logits: Mapping[Role, Tensor],
+        teachers: Mapping[Role, Mapping[str, Tensor]],
         seed: int,
     ) -> None:
         self._sets = sets
-        self._base_logits = base_logits
-        self._class_ids = {role: torch.from_numpy(s.class_ids) for role, s in sets.items()}
+        self._teachers = teachers
         self._streams: dict[str, _Stream] = {}
         for number, (name, settings) in enumerate(stage.config.streams.items()):
             roles = [role for role in settings.roles if role in sets]
@@ -115,25 +111,27 @@ class Streams:
 
     def batch(self, step: int) -> Batch:
         """Return the batch of step `step` (from 0)."""
-        images, class_ids, roles, teachers = [], [], [], []
+        samples, roles, teachers = [], [], []
         for stream in self._streams.values():
             drawn = stream.draw(step)
             for code in np.unique(stream.roles[drawn]):
                 role = ROLES[code]
                 rows = stream.rows[drawn[stream.roles[drawn] == code]]
-                images.append(self._sets[role].images[rows])
-                class_ids.append(self._class_ids[role][rows])
+                samples.append(take(self._sets[role], rows))
                 roles.append(torch.full((len(rows),), int(code)))
                 teachers.append(self._teacher(role, rows))
         return Batch(
-            np.concatenate(images),
-            torch.cat(class_ids),
+            concatenate(samples),
             torch.cat(roles),
-            torch.cat(teachers) if self._base_logits else None,
+            {name: torch.cat([t[name] for t in teachers]) for name in teachers[0]}
+            if self._teachers
+            else None,
         )
 
-    def _teacher(self, role: Role, rows: NDArray[np.int64]) -> Tensor:
-        if role in self._base_logits:
-            return self._base_logits[role][rows]
-        width = next(iter(self._base_logits.values())).shape[-1] if self._base_logits else 0
-        return torch.zeros(len(rows), width)
+    def _teacher(self, role: Role, rows: NDArray[np.int64]) -> dict[str, Tensor]:
+        if role in self._teachers:
+            return {name: kept[rows] for name, kept in self._teachers[role].items()}
+        if not self._teachers:
+            return {}
+        like = next(iter(self._teachers.values()))
+        return {name: kept.new_zeros(len(rows), *kept.shape[1:]) for name, kept in like.items()}

@@ -1,0 +1,61 @@
+"""Distillation for heads whose classes each have a yes or no of their own (sigmoid detectors).
+
+The counterparts of `masked_distillation` and its kin: a sum over classes of the divergence between
+two coins. What the base says of a class that is not forgotten stays; a forgotten class, and one the
+base lacks, is a no.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional
+
+
+def masked_distillation(
+    logits: Float[Tensor, "units classes"],
+    base_logits: Float[Tensor, "units base_classes"],
+    forgotten: Bool[Tensor, " base_classes"],
+    *,
+    temperature: float = 1.0,
+) -> Float[Tensor, " units"]:
+    """Return T² Σ_c KL(q_c ‖ p_c) of each unit, in nats, p_c = σ(logit_c / T).
+
+    q_c = σ(base_logit_c / T) for kept classes of the base, 0 for forgotten and for new ones.
+    """
+    q = base_logits.float().div(temperature).sigmoid().masked_fill(forgotten, 0.0)
+    q = functional.pad(q, (0, logits.shape[-1] - q.shape[-1]))
+    scaled = logits.float() / temperature
+    cross = functional.binary_cross_entropy_with_logits(scaled, q, reduction="none")
+    entropy = -torch.special.xlogy(q, q) - torch.special.xlogy(1 - q, 1 - q)
+    divergence: Tensor = (cross - entropy).sum(-1) * temperature**2
+    return divergence
+
+
+def distillation(
+    logits: Float[Tensor, "units classes"],
+    base_logits: Float[Tensor, "units base_classes"],
+    *,
+    temperature: float = 1.0,
+) -> Float[Tensor, " units"]:
+    """Return T² Σ_c KL(q_c ‖ p_c) of each unit, in nats; q_c is 0 for classes the base lacks."""
+    nothing = torch.zeros(base_logits.shape[-1], dtype=torch.bool, device=base_logits.device)
+    return masked_distillation(logits, base_logits, nothing, temperature=temperature)
+
+
+def restricted_distillation(
+    logits: Float[Tensor, "units classes"],
+    base_logits: Float[Tensor, "units base_classes"],
+    forgotten: Bool[Tensor, " base_classes"],
+    *,
+    temperature: float = 1.0,
+) -> Float[Tensor, " units"]:
+    """Return the sum over kept classes of the base alone; new rows are left free."""
+    kept = ~forgotten
+    return masked_distillation(
+        logits[:, : base_logits.shape[-1]][:, kept],
+        base_logits[:, kept],
+        forgotten[kept],
+        temperature=temperature,
+    )

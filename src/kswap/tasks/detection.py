@@ -1,0 +1,207 @@
+"""Object detection: a unit is a query, the score is COCO's mean average precision.
+
+A query has the class of the object that the library's own matcher gives it. Forgetting a class
+sends the query of its object where the base model would have sent it had the class not existed: to
+the next-best class or to nothing; its box is left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from kswap.config import TermConfig
+from kswap.data import ImageSet
+from kswap.data.samples import Samples
+from kswap.models.head import recorded_head_inputs
+from kswap.objectives import Units
+from kswap.tasks import Examples, Pixels, Scores, Teacher, View, example_batches
+from kswap.tasks.answers import detections
+from kswap.tasks.coco_map import coco_map
+from kswap.tasks.criteria import Layer, decompose, outputs_only
+from kswap.tasks.dense import object_divisors, roles_of
+from kswap.tasks.queries import (
+    CONFIDENT,
+    Kind,
+    align,
+    base_columns,
+    class_cost,
+    kept_probabilities,
+    loss_kind,
+    query_units,
+)
+
+
+class Detection:
+    """See `kswap.tasks.Task`."""
+
+    name = "detection"
+    score_name = "map"
+    teacher_sees_views = True
+
+    def units(
+        self, model: nn.Module, examples: Examples, teacher: Teacher | None, view: View
+    ) -> list[Units]:
+        """Return one unit per image and query; of the own loss, of every layer."""
+        kind = loss_kind(model)
+        labels, closed = known_objects(examples, view)
+        if teacher is not None:
+            labels = [
+                image if closed[i] else _with_pseudo(image, teacher, i, view, kind)
+                for i, image in enumerate(labels)
+            ]
+        decomposed = decompose(model, examples.inputs(), labels)
+        base_logits = None
+        if teacher is not None:
+            final = decomposed.layers[-1]
+            assert isinstance(final, Layer)
+            base_logits = _aligned(final, teacher, view, kind)
+        class_labels = [image["class_labels"] for image in labels]
+        return query_units(decomposed, class_labels, closed, view, base_logits=base_logits)
+
+    def divisors(
+        self, samples: Samples, roles: Tensor, terms: Mapping[str, TermConfig], view: View
+    ) -> dict[str, float]:
+        """A mean is over the objects of a term's roles."""
+        assert samples.boxes is not None
+        rows = torch.cat([torch.from_numpy(b.class_ids[~b.crowd]) for b in samples.boxes])
+        return object_divisors(rows, terms, view)
+
+    def share(self, part: Samples, whole: Samples) -> float:
+        """Return the part of the batch's objects that a micro-batch has."""
+        counts = [sum(int((~b.crowd).sum()) for b in s.boxes or ()) for s in (part, whole)]
+        return max(counts[0], 1) / max(counts[1], 1)
+
+    def teach(self, model: nn.Module, examples: Examples) -> Teacher:
+        """Return {"logits": (images, queries, columns), "boxes": (images, queries, 4)}."""
+        logits, boxes = outputs_only(model, examples.inputs())
+        return {"logits": logits.float(), "boxes": boxes.float()}
+
+    def features(
+        self, model: nn.Module, examples: Examples, heads: Sequence[str]
+    ) -> tuple[Teacher, dict[str, tuple[Tensor, Tensor]]]:
+        """Return the answers and, by head, the features of the query nearest to each object."""
+        with recorded_head_inputs(model, heads, whole=True) as inputs:
+            taught = self.teach(model, examples)
+            recorded = {name: inputs[name].float() for name in heads if name in inputs}
+        assert examples.boxes is not None
+        assert examples.box_ids is not None
+        found = {}
+        for name, features in recorded.items():
+            if features.shape[:2] != taught["boxes"].shape[:2]:
+                continue  # a head on other places than the queries: encoder tokens
+            rows, class_ids = [features.mean(1)], [torch.full((len(features),), -1)]
+            for image, (boxes, ids) in enumerate(
+                zip(examples.boxes, examples.box_ids, strict=True)
+            ):
+                if len(boxes):
+                    overlap = box_iou(boxes, to_corners(taught["boxes"][image]))
+                    rows.append(features[image, overlap.argmax(1)])
+                    class_ids.append(ids.cpu())
+            found[name] = (torch.cat(rows), torch.cat(class_ids))
+        return taught, found
+
+    @torch.no_grad()
+    def score(
+        self,
+        model: nn.Module,
+        images: ImageSet,
+        *,
+        pixels: Pixels,
+        class_ids: Sequence[int],
+        num_rows: int,
+        batch_size: int,
+    ) -> Scores:
+        """Return mAP over the role's classes that occur, AP50 and AP75."""
+        model.eval()
+        kind = loss_kind(model)
+        found = []
+        for examples in example_batches(images, pixels, batch_size):
+            logits, boxes = outputs_only(model, examples.inputs())
+            found += detections(
+                logits.float(),
+                boxes.float(),
+                sigmoid=kind.sigmoid,
+                nothing=kind.nothing,
+                num_rows=num_rows,
+            )
+        return coco_map(found, images, class_ids=class_ids)
+
+
+def known_objects(examples: Examples, view: View) -> tuple[list[dict[str, Tensor]], Tensor]:
+    """Return the labels of each image and whether all that is in it is known.
+
+    Objects of classes that the stage does not know yet are left open, crowds are left out.
+    """
+    assert examples.boxes is not None
+    assert examples.box_ids is not None
+    assert examples.crowd is not None
+    labels, closed = [], examples.complete.clone()
+    for image, (boxes, ids, crowd) in enumerate(
+        zip(examples.boxes, examples.box_ids, examples.crowd, strict=True)
+    ):
+        known = roles_of(ids, view) >= 0
+        if bool((~known).any()):
+            closed[image] = False
+        chosen = known & ~crowd
+        labels.append({"class_labels": ids[chosen], "boxes": to_centres(boxes[chosen])})
+    return labels, closed
+
+
+def _with_pseudo(
+    labels: dict[str, Tensor], teacher: Teacher, image: int, view: View, kind: Kind
+) -> dict[str, Tensor]:
+    """Add what the base model surely sees where nothing is annotated, forgotten classes aside."""
+    shares = kept_probabilities(
+        teacher["logits"][image], view, sigmoid=kind.sigmoid, nothing=kind.nothing
+    )
+    best, classes = shares.max(-1)
+    boxes = teacher["boxes"][image].to(labels["boxes"])
+    sure = (best >= CONFIDENT) & (roles_of(classes, view) >= 0)
+    if len(labels["boxes"]) and len(boxes):
+        overlap = box_iou(to_corners(boxes), to_corners(labels["boxes"]))
+        sure &= overlap.max(-1).values < CONFIDENT
+    return {
+        "class_labels": torch.cat([labels["class_labels"], classes[sure]]),
+        "boxes": torch.cat([labels["boxes"], boxes[sure]]),
+    }
+
+
+@torch.no_grad()
+def _aligned(layer: Layer, teacher: Teacher, view: View, kind: Kind) -> Tensor:
+    """Return the base's logits in the order of our queries."""
+    options = {"sigmoid": kind.sigmoid, "nothing": kind.nothing}
+    base = kept_probabilities(teacher["logits"], view, **options)
+    ours = kept_probabilities(
+        base_columns(layer.logits, view, nothing=kind.nothing), view, **options
+    )
+    assert layer.boxes is not None
+    near = to_corners(layer.boxes.float()), to_corners(teacher["boxes"])
+    giou = torch.stack([box_iou(a, b) for a, b in zip(*near, strict=True)])
+    distance = torch.cdist(layer.boxes.float(), teacher["boxes"], p=1)
+    order = align(5.0 * distance - 2.0 * giou + class_cost(ours, base))
+    return teacher["logits"].gather(1, order[..., None].expand_as(teacher["logits"]))
+
+
+def to_centres(boxes: Tensor) -> Tensor:
+    """Turn left, top, right, bottom into centre x, centre y, width, height."""
+    low, high = boxes[..., :2], boxes[..., 2:]
+    return torch.cat([(low + high) / 2, high - low], -1)
+
+
+def to_corners(boxes: Tensor) -> Tensor:
+    """Turn centre x, centre y, width, height into left, top, right, bottom."""
+    centre, size = boxes[..., :2], boxes[..., 2:]
+    return torch.cat([centre - size / 2, centre + size / 2], -1)
+
+
+def box_iou(one: Tensor, other: Tensor) -> Tensor:
+    """Return (n, m) intersection over union of boxes given by their corners."""
+    low = torch.maximum(one[:, None, :2], other[None, :, :2])
+    high = torch.minimum(one[:, None, 2:], other[None, :, 2:])
+    common = (high - low).clamp_min(0).prod(-1)
+    areas = [(b[:, 2:] - b[:, :2]).clamp_min(0).prod(-1) for b in (one, other)]
+    union = areas[0][:, None] + areas[1][None] - common
+    return common / union.clamp_min(torch.finfo(union.dtype).tiny)

@@ -1,0 +1,98 @@
+"""What the base model says of the training images: its answers, and the features of its head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kswap.config import Role
+from kswap.data import ImageSet
+from kswap.objectives import NEEDS_BASE
+from kswap.plan import Stage
+from kswap.tasks import Pixels, Task, Teacher, example_batches
+
+Features = dict[str, tuple[Tensor, Tensor]]
+"""Head -> features (units, size) and class ids (units,), -1 for a unit without a class."""
+
+
+def taught_roles(stages: Iterable[Stage], task: Task) -> set[Role]:
+    """Return the roles whose training images need the base model's answers."""
+    configs = [stage.config for stage in stages]
+    if task.teacher_sees_views:  # units of every role are in every image
+        return {role for stage in configs for s in stage.streams.values() for role in s.roles}
+    return {
+        role
+        for stage in configs
+        for term in stage.terms.values()
+        if term.objective in NEEDS_BASE
+        for role in term.roles
+    }
+
+
+@torch.no_grad()
+def answers_fit(
+    model: Any, task: Task, sets: Sequence[ImageSet], pixels: Pixels, *, limit_bytes: int
+) -> bool:
+    """Whether the base model's answers on all images fit into so much memory."""
+    if not sets:
+        return True
+    first = next(iter(example_batches(sets[0], pixels, 1)))
+    per_image = sum(kept.nbytes for kept in task.teach(model.eval(), first).values())
+    return per_image * sum(map(len, sets)) <= limit_bytes
+
+
+@torch.no_grad()
+def observe(
+    model: Any,
+    task: Task,
+    images: ImageSet,
+    heads: Sequence[str],
+    pixels: Pixels,
+    *,
+    batch_size: int,
+) -> tuple[Teacher, Features]:
+    """Return answers and the features of every head on `images`, on the CPU."""
+    model.eval()
+    answers: list[Teacher] = []
+    features: list[Features] = []
+    for examples in example_batches(images, pixels, batch_size):
+        taught, found = task.features(model, examples, heads)
+        answers.append({name: kept.cpu() for name, kept in taught.items()})
+        features.append({name: (f.cpu(), c.cpu()) for name, (f, c) in found.items()})
+    return {name: torch.cat([part[name] for part in answers]) for name in answers[0]}, {
+        name: (
+            torch.cat([part[name][0] for part in features]),
+            torch.cat([part[name][1] for part in features]),
+        )
+        for name in features[0]
+    }
+
+
+def class_means(
+    features: Mapping[Role, Features], class_ids: Sequence[int]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return for each head the mean feature of each learn class and the centre of all images.
+
+    Args:
+        features: of the roles of a stage, learn among them.
+        class_ids: of the classes to learn.
+
+    Returns:
+        Head -> means (classes, size) and centre (size,).
+    """
+    found = {}
+    for name, (learned, ids) in features["learn"].items():
+        rows = [learned[ids == c] for c in class_ids]
+        means = [own.mean(0) if len(own) else learned.mean(0) for own in rows]
+        centre = torch.cat([_of_images(*role[name]) for role in features.values()]).mean(0)
+        found[name] = (torch.stack(means), centre)
+    return found
+
+
+def _of_images(features: Tensor, class_ids: Tensor) -> Tensor:
+    """Return the features that stand for whole images; all, where every unit has a class."""
+    whole = class_ids < 0
+    return features[whole] if bool(whole.any()) else features

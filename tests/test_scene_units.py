@@ -1,0 +1,179 @@
+"""Roles inside an image: every pixel and query is supervised by the role of its class."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from criteria_models import DETECTORS, MASKS, PER_PIXEL, SIDE
+
+from kswap.config import ROLES, TermConfig
+from kswap.data.sets import IGNORE, OPEN
+from kswap.tasks import Examples, View
+from kswap.tasks.criteria import decompose
+from kswap.tasks.detection import Detection, to_centres
+from kswap.tasks.queries import align
+from kswap.tasks.segmentation import Segmentation
+from kswap.training.loop import compute_terms
+
+LEARN, FORGET, RETAIN = range(3)
+NUM_BASE = 4
+"""Of the five classes of the tiny models the last is the one to learn."""
+ROLE_OF_ROW = torch.tensor([RETAIN, RETAIN, RETAIN, FORGET, LEARN])
+PIXELS = torch.randn(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+TERMS = {
+    role: TermConfig(roles=(role,), objective="cross_entropy", reduction="share") for role in ROLES
+}
+SEGMENTERS = {**MASKS, **PER_PIXEL}
+
+
+def view(*, forgets: bool = True, learned: bool = True) -> View:
+    forgotten = torch.zeros(NUM_BASE, dtype=torch.bool)
+    forgotten[3] = forgets
+    return View(ROLE_OF_ROW[: None if learned else NUM_BASE], NUM_BASE, forgotten)
+
+
+def examples(*, complete: bool = True, ids: tuple[int, ...] = (0, 3, 4)) -> Examples:
+    """Two images of the same objects, one class beside the other."""
+    masks = torch.full((2, SIDE, SIDE), OPEN)
+    boxes = []
+    for place, class_id in enumerate(ids):
+        left = 2 + place * (SIDE // len(ids))
+        masks[:, 8:40, left : left + 14] = class_id
+        boxes.append([left / SIDE, 8 / SIDE, (left + 14) / SIDE, 40 / SIDE])
+    corners = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    return Examples(
+        pixels=PIXELS,
+        class_ids=torch.zeros(2, dtype=torch.long),
+        roles=torch.zeros(2, dtype=torch.long),
+        complete=torch.full((2,), complete),
+        masks=masks,
+        boxes=(corners, corners),
+        box_ids=(torch.tensor(ids).long(),) * 2,
+        crowd=(torch.zeros(len(ids), dtype=torch.bool),) * 2,
+    )
+
+
+def teach(task: Any, model: Any, given: Examples) -> dict[str, torch.Tensor]:
+    """The answers of a base model that lacks the last class."""
+    with torch.no_grad():
+        taught = dict(task.teach(model, given))
+    logits = taught["logits"].float()
+    if "boxes" not in taught and "masks" not in taught:
+        return {"logits": logits[:, :NUM_BASE]}
+    kept = [logits[..., :NUM_BASE], *([logits[..., -1:]] if logits.shape[-1] > 5 else [])]
+    return {**taught, "logits": torch.cat(kept, -1)}
+
+
+def total(values: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.stack(list(values.values())).sum().detach()
+
+
+def same_random_numbers(function: Any) -> Any:
+    torch.manual_seed(3)
+    return function()
+
+
+@pytest.mark.parametrize("family", DETECTORS)
+def test_terms_of_weight_one_add_up_to_the_librarys_loss_of_a_detector(family):
+    model, given = DETECTORS[family](), examples()
+    units = Detection().units(model, given, None, view())
+    values = compute_terms(units, TERMS, dict.fromkeys(ROLES, 1.0))
+    labels = [
+        {"class_labels": ids, "boxes": to_centres(boxes)}
+        for ids, boxes in zip(given.box_ids, given.boxes, strict=True)
+    ]
+    assert set(values) == set(ROLES)
+    expected = decompose(model, given.inputs(), labels).total().detach()
+    assert total(values) == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("family", SEGMENTERS)
+def test_terms_of_weight_one_add_up_to_the_librarys_loss_of_a_segmenter(family):
+    model, given = SEGMENTERS[family](), examples()
+    given.masks[given.masks == OPEN] = 1 if family in PER_PIXEL else OPEN
+    units = same_random_numbers(lambda: Segmentation().units(model, given, None, view()))
+    values = compute_terms(units, TERMS, dict.fromkeys(ROLES, 1.0))
+    labels: Any = given.masks
+    if family in MASKS:
+        labels = [
+            {"class_labels": c, "masks": (m[None] == c[:, None, None]).float()}
+            for m in given.masks
+            for c in [m.unique()[m.unique() >= 0]]
+        ]
+    expected = same_random_numbers(
+        lambda: decompose(model, given.inputs(), labels).total().detach()
+    )
+    assert set(values) == set(ROLES)
+    assert total(values) == pytest.approx(float(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize("family", {**DETECTORS, **SEGMENTERS})
+def test_where_the_model_is_the_base_nothing_pulls_at_what_is_kept(family):
+    """Distillation on retained units is zero as long as the model answers like the base."""
+    detects = family in DETECTORS
+    task = Detection() if detects else Segmentation()
+    model, given = {**DETECTORS, **SEGMENTERS}[family](), examples(ids=(0, 1))
+    kept = view(forgets=False, learned=False)
+    taught = teach(task, model, given)
+    keep = TermConfig(roles=("retain",), objective="masked_distillation", reduction="share")
+    units = task.units(model, given, taught, kept)
+    (value,) = compute_terms(units, {"keep": keep}, {"keep": 1.0}).values()
+    own = compute_terms(units, TERMS, dict.fromkeys(ROLES, 1.0))
+    assert float(value.detach()) < 1e-3 * float(total(own))
+
+
+@pytest.mark.parametrize("family", ["rt-detr", "detr"])
+def test_forgetting_takes_the_class_away_and_leaves_the_others(family):
+    model, given = DETECTORS[family](), examples()
+    task = Detection()
+    taught = teach(task, model, given)
+    forget = TermConfig(roles=("forget",), objective="masked_distillation", reduction="share")
+    units = task.units(model, given, taught, view())[-1]
+    units.logits.retain_grad()
+    (value,) = compute_terms([units], {"forget": forget}, {"forget": 1.0}).values()
+    value.backward()
+    touched = units.logits.grad.abs().sum(-1) > 0
+    assert bool((units.roles[touched] == FORGET).all())
+    column = 3 + (1 if family == "detr" else 0)
+    assert bool((units.logits.grad[touched][:, column] > 0).all())
+
+
+@pytest.mark.parametrize("family", ["rt-detr", "mask2former", "segformer"])
+def test_what_is_open_is_taught_by_the_base_and_not_as_nothing(family):
+    """Of partial labels a loss remains on open units; it is zero where the base would agree."""
+    detects = family in DETECTORS
+    task = Detection() if detects else Segmentation()
+    model, given = {**DETECTORS, **SEGMENTERS}[family](), examples(complete=False, ids=())
+    kept = view(forgets=False, learned=False)
+    units = same_random_numbers(lambda: task.units(model, given, teach(task, model, given), kept))
+    partial = total(compute_terms(units, TERMS, dict.fromkeys(ROLES, 1.0)))
+    closed = examples(ids=())
+    units = same_random_numbers(lambda: task.units(model, closed, None, kept))
+    values = compute_terms(units, TERMS, dict.fromkeys(ROLES, 1.0))
+    complete = total(values) if values else torch.tensor(1.0)
+    assert float(partial.detach()) < 0.1 * float(complete.detach())
+
+
+def test_a_class_that_the_stage_does_not_know_yet_leaves_its_image_open():
+    model, given = DETECTORS["rt-detr"](), examples()
+    task = Detection()
+    units = task.units(model, given, teach(task, model, given), view(learned=False))
+    assert units[-1].logits.shape[-1] == NUM_BASE
+    assert LEARN not in units[0].roles.unique().tolist()
+
+
+def test_ignored_pixels_are_in_no_unit():
+    model, given = PER_PIXEL["segformer"](), examples()
+    given.masks[:] = IGNORE
+    groups = Segmentation().units(model, given, teach(Segmentation(), model, given), view())
+    assert all(len(group.class_ids) == 0 for group in groups)
+
+
+def test_alignment_finds_the_permutation_of_least_cost():
+    noise = torch.rand(2, 6, 6, generator=torch.Generator().manual_seed(0)) + 1
+    wanted = torch.stack([torch.randperm(6), torch.randperm(6)])
+    cost = noise.scatter(2, wanted[..., None], 0.0)
+    assert torch.equal(align(cost), wanted)
+    assert sorted(align(torch.ones(1, 6, 6))[0].tolist()) == list(range(6))
