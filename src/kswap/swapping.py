@@ -202,6 +202,11 @@ def _resolve(config: SwapConfig) -> SwapConfig:
         except (OSError, ValueError, RuntimeError):  # too long, a null byte, no such user:
             return text  # said by whoever opens it
 
+    def each(data: Any) -> Any:
+        if isinstance(data, Mapping):
+            return {key: each(below) for key, below in data.items()}
+        return absolute(data) if data else data
+
     values = config.to_mapping()
     values["model"] = absolute(config.model)
     try:
@@ -212,10 +217,8 @@ def _resolve(config: SwapConfig) -> SwapConfig:
         ) from None
     for role in ROLES:
         source = values.get(role)
-        if source and isinstance(source["data"], str):
-            source["data"] = absolute(source["data"])
-        elif source:
-            source["data"] = {k: absolute(v) if v else v for k, v in source["data"].items()}
+        if source:
+            source["data"] = each(source["data"])
     return SwapConfig.from_mapping(values)
 
 
@@ -223,13 +226,19 @@ def _check_output_outside_data(config: SwapConfig) -> None:
     """Refuse a run folder within a data folder: what the run writes would be read as its data."""
     for role in ROLES:
         source = getattr(config, role)
-        data = source.data if source is not None else ""
-        for text in [data] if isinstance(data, str) else data.model_dump().values():
+        for text in _paths(config.to_mapping()[role]["data"] if source is not None else ""):
             if text and Path(text).is_absolute() and config.output.is_relative_to(text):
                 raise UserError(
                     f"output: {config.output} lies in the data of {role} ({text}), where it would "
                     "be read as images; name a folder outside"
                 )
+
+
+def _paths(data: Any) -> list[str]:
+    """Return all that a source names, however deep."""
+    if isinstance(data, Mapping):
+        return [text for below in data.values() for text in _paths(below)]
+    return [data] if data else []
 
 
 def _check_something_is_kept(stages: tuple[Stage, ...], data: SwapData, loaded: Loaded) -> None:
