@@ -19,8 +19,34 @@ CLASSES = {
 
 
 def test_assets_are_under_40_mb():
-    total = sum(path.stat().st_size for path in ASSETS.rglob("*") if path.is_file())
-    assert 10e6 < total < 40e6
+    def size(*folders: str) -> int:
+        files = [path for folder in folders for path in (ASSETS / folder).rglob("*")]
+        return sum(path.stat().st_size for path in files if path.is_file())
+
+    assert 10e6 < size("classification") < 40e6
+    assert 10e6 < size("segmentation", "detection") < 40e6
+
+
+@pytest.mark.parametrize("task", ["segmentation", "detection"])
+def test_the_scene_demos_learn_and_forget_through_the_command_line_of_the_classifier(
+    task, tmp_path, capsys
+):
+    from kswap.cli import main
+
+    short = ["--stages.learn.max_steps", "2", "--stages.forget.max_steps", "2"]
+    least = ["--stages.learn.min_steps", "1", "--stages.forget.min_steps", "1"]
+    thin = ["--learn.fraction", "0.1", "--forget.fraction", "0.1", "--retain.fraction", "0.1"]
+    output = tmp_path / "run"
+    assert main(["demo", task, "--output", str(output), *short, *least, *thin]) == 0
+    results = json.loads((output / "results.json").read_text())
+    assert results["task"] == task
+    assert results["score_name"] == {"segmentation": "miou", "detection": "map"}[task]
+    base, *_, last = (stage["scores"] for stage in results["stages"])
+    assert base["learn"] == 0.0
+    assert base["retain"] > 0.5
+    assert last["retain"] > 0.3
+    assert main(["evaluate", str(output)]) == 0
+    assert "NOT equal" not in capsys.readouterr().out
 
 
 def test_pictures_of_all_classes_in_both_splits():

@@ -22,6 +22,8 @@ from kswap.errors import Terminated, UserError, printable
 if TYPE_CHECKING:
     from kswap.config import SwapConfig
 
+DEMOS = ("classification", "segmentation", "detection")
+
 _DESCRIPTION = """\
 A pretrained vision model learns new classes, forgets the classes you name and retains the rest, \
 in one run."""
@@ -92,7 +94,7 @@ def _dispatch(words: list[str]) -> int:
     run = command("run", "run the swap that a YAML file describes", overridable=True)
     run.add_argument("config", type=Path, help="YAML file, such as swap.yaml")
     demo = command("demo", "run a swap on what ships with the package", overridable=True)
-    demo.add_argument("task", nargs="?", choices=["classification"], default="classification")
+    demo.add_argument("task", nargs="?", choices=DEMOS, default="classification")
     demo.add_argument("--output", type=Path, default=Path("runs/demo"), help="run folder")
     evaluate = command("evaluate", "score the saved model of a run again")
     evaluate.add_argument("run", type=Path, help="folder of a finished run")

@@ -75,7 +75,8 @@ def plan(config: SwapConfig) -> tuple[Stage, ...]:
         kind, target = _KINDS[letter]
         protected = tuple(role for role in done if role not in target)
         roles = (*target, *protected)
-        settings = _active(getattr(config.stages, kind), roles, in_any=("retain",) * scenes)
+        in_any: tuple[Role, ...] = ("retain",) if scenes else ()
+        settings = _active(getattr(config.stages, kind), roles, in_any=in_any)
         for role in target:
             if not any(role in term.roles for term in settings.terms.values()):
                 raise UserError(

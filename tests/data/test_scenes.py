@@ -208,7 +208,8 @@ def test_every_layout_of_masks_gives_the_same(
 def test_masks_hold_rows_by_role(tmp_path: Path, build_masks: Build) -> None:
     data = build_masks(**swap(str(write_masks(tmp_path, SCENES))))
     learn, retain = data.sets["learn"]["train"], data.sets["retain"]["train"]
-    assert learn.masks is not None and retain.masks is not None
+    assert learn.masks is not None
+    assert retain.masks is not None
     assert learn.masks.dtype == np.int16
     assert set(np.unique(learn.masks)) == {OPEN, 3}
     assert set(np.unique(retain.masks)) == {OPEN, 0, 1, 2, 3}

@@ -70,7 +70,7 @@ JSON_REFUSED: list[tuple[str, Callable[[Content], object], str]] = [
     ("detection", lambda c: first(c, "images", file_name="C:\\x.png"), "absolute path"),
     ("detection", lambda c: first(c, "images", file_name="missing.png"), "there is no such file"),
     ("detection", lambda c: first(c, "images", file_name=None), "has no file_name"),
-    ("detection", lambda c: first(c, "images", width=99), r"is 16x12, its annotations are for 99x12"),
+    ("detection", lambda c: first(c, "images", width=99), r"is 16x12, its annotations are for 99x12"),  # noqa: E501
     ("detection", lambda c: first(c, "images", width="wide"), "not a size in pixels"),
     ("detection", lambda c: c.pop("images"), "is not COCO JSON"),
     ("detection", lambda c: c.update(categories=3), "no list of categories"),
@@ -82,7 +82,7 @@ JSON_REFUSED: list[tuple[str, Callable[[Content], object], str]] = [
         lambda c: first(c, "annotations", segmentation=[[0, 0, 1e9, 0, 1e9, 1e9]]),
         "coordinate of 1e.09, far outside",
     ),
-    ("segmentation", lambda c: first(c, "annotations", segmentation=RUNS), "do not add up to the 192"),
+    ("segmentation", lambda c: first(c, "annotations", segmentation=RUNS), "do not add up to the 192"),  # noqa: E501
     (
         "segmentation",
         lambda c: first(c, "annotations", segmentation={**RUNS, "counts": [-1, 193]}),
@@ -176,7 +176,7 @@ def test_broken_json(text: str, tmp_path: Path, build_boxes: Build) -> None:
     write_images(tmp_path / "images", 3)
     (tmp_path / "a.json").write_text(text)
     data = {"images": str(tmp_path / "images"), "annotations": str(tmp_path / "a.json")}
-    with pytest.raises(UserError, match="not valid JSON|is not COCO JSON"):
+    with pytest.raises(UserError, match="not valid JSON|is not COCO JSON"):  # noqa: RUF043
         build_boxes(**only_cats(data))
 
 
@@ -320,7 +320,7 @@ def test_masks_of_any_mode_hold_values(mask: Any, tmp_path: Path, build_masks: B
 def test_a_broken_and_a_missing_mask(tmp_path: Path, build_masks: Build) -> None:
     config = spoil(tmp_path, CAT)
     (tmp_path / "masks" / "001.png").write_bytes(b"no")
-    with pytest.raises(UserError, match="001.png: is not a mask that can be read"):
+    with pytest.raises(UserError, match="001.png: is not a mask that can be read"):  # noqa: RUF043
         build_masks(**config)
     (tmp_path / "masks" / "001.png").unlink()
     assert "1 image without a mask left out: 001" in " ".join(build_masks(**config).notes)
@@ -353,7 +353,7 @@ def test_a_colour_that_is_not_in_the_palette(tmp_path: Path, build_masks: Build)
 def test_values_without_names(tmp_path: Path, build_masks: Build) -> None:
     config = spoil(tmp_path, CAT * 7)
     (tmp_path / "classes.txt").unlink()
-    with pytest.raises(UserError, match="value 7.*give the names of the values in class_names"):
+    with pytest.raises(UserError, match="value 7.*give the names of the values in class_names"):  # noqa: RUF043
         build_masks(**config)
 
 

@@ -136,7 +136,7 @@ def test_boxes_are_fractions_of_the_image_not_of_the_array(
         noise(path.name, 32, 12).save(path)
     text = (root / "annotations.json").read_text()
     for i in range(4):
-        text = text.replace(f'"file_name": "00{i}.png", "width": 16', f'"file_name": "00{i}.png", "width": 32')  # fmt: skip
+        text = text.replace(f'"file_name": "00{i}.png", "width": 16', f'"file_name": "00{i}.png", "width": 32')  # fmt: skip  # noqa: E501
     (root / "annotations.json").write_text(text)
     processor = transformers.DetrImageProcessorPil(size={"shortest_edge": 12, "longest_edge": 32})
     data = build_boxes(forget={"data": str(root), "classes": ["cat"]}, fitted_by=processor)

@@ -86,7 +86,7 @@ def _sizes(parts: Sequence[Samples]) -> NDArray[np.int32] | None:
 def _own_sizes(part: Samples) -> NDArray[np.int32]:
     if part.sizes is not None:
         return part.sizes
-    return np.tile(np.int32(_spatial(part)), (len(part), 1))
+    return np.tile(np.array(_spatial(part), dtype=np.int32), (len(part), 1))
 
 
 def _spatial(part: Samples) -> tuple[int, int]:

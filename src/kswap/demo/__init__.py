@@ -1,23 +1,32 @@
-"""The demo: a swap on what ships with the package; no network.
+"""The demos: a swap on what ships with the package; no network.
 
-`assets/` holds a slice of CIFAR-10, a small vision transformer that knows seven of its classes, and
-the
-reference that never saw the classes to forget; scripts/make_demo_classification.py made them.
+`assets/` holds, for classification, a slice of CIFAR-10, a small vision transformer that knows
+seven of its classes, and the reference that never saw the classes to forget
+(scripts/make_demo_classification.py); for segmentation and detection composited scenes and a small
+Mask2Former and RT-DETR that know ten kinds of things in them (scripts/make_demo_scenes.py).
 """
 
 from __future__ import annotations
 
+import json
+import shutil
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from kswap.config import SwapConfig
 from kswap.errors import UserError
 
 _ASSETS = Path(__file__).parent / "assets"
+_SCENES = _ASSETS / "segmentation" / "scenes.zip"
+"""Segmentation and detection show the same scenes."""
 
 
 def demo_config(task: str, output: Path, overrides: Sequence[str] = ()) -> SwapConfig:
     """Return the config of a demo; its base model is written beside the run, as OUTPUT-base.
+
+    The scenes are written there too, as OUTPUT-scenes.
 
     Raises:
         UserError: an override is wrong or the folder cannot be written.
@@ -25,32 +34,74 @@ def demo_config(task: str, output: Path, overrides: Sequence[str] = ()) -> SwapC
     from kswap.demo.packing import write_model
     from kswap.files import disk_errors
 
-    assets = _ASSETS / task
-    images = {"train": str(assets / "train.parquet"), "test": str(assets / "test.parquet")}
     base = output.with_name(output.name + "-base")
+    scenes = output.with_name(output.name + "-scenes")
+    values = _classification() if task == "classification" else _scenes(task, scenes)
+    config = SwapConfig.from_mapping(
+        {**values, "task": task, "model": str(base), "output": str(output)}, overrides
+    )
+    with disk_errors(f"output {base}"):
+        try:
+            if task != "classification":
+                write_scenes(scenes)
+            # One that is there is of the same command before, or of its user.
+            if not (base / "model.safetensors").exists():
+                write_model(_ASSETS / task / "base", base)
+        except (ValueError, PermissionError, FileExistsError, NotADirectoryError) as error:
+            raise UserError(f"output: {error}") from None
+    return config
+
+
+def _classification() -> dict[str, Any]:
+    assets = _ASSETS / "classification"
+    images = {"train": str(assets / "train.parquet"), "test": str(assets / "test.parquet")}
     # Photographs of new classes show how the base tells its own ones apart where it did not train.
     known = {"roles": ["learn"], "objective": "restricted_distillation", "weight": 1.0}
-    config = SwapConfig.from_mapping(
-        {
-            "model": str(base),
-            "learn": {"data": images, "classes": ["horse", "ship", "truck"]},
-            "forget": {"data": images, "classes": ["cat", "frog"]},
-            "retain": {"data": images},
-            "data": {"augment": "flip"},  # photographs may be mirrored
-            "head": {"margin": 0.5},  # chosen on images of CIFAR-10 that are in neither split
-            "stages": {  # as long as 90 s allow
-                "learn": {"epochs": 2.5, "terms": {"known": known}},
-                "forget": {"epochs": 1.4, "terms": {"known": known}},
-            },
-            "output": str(output),
+    return {
+        "learn": {"data": images, "classes": ["horse", "ship", "truck"]},
+        "forget": {"data": images, "classes": ["cat", "frog"]},
+        "retain": {"data": images},
+        "data": {"augment": "flip"},  # photographs may be mirrored
+        "head": {"margin": 0.5},  # chosen on images of CIFAR-10 that are in neither split
+        "stages": {  # as long as 90 s allow
+            "learn": {"epochs": 2.5, "terms": {"known": known}},
+            "forget": {"epochs": 1.4, "terms": {"known": known}},
         },
-        overrides,
-    )
-    # One that is there is of the same command before, or of its user.
-    if not (base / "model.safetensors").exists():
-        with disk_errors(f"output {base}"):
-            try:
-                write_model(assets / "base", base)
-            except (ValueError, PermissionError, FileExistsError, NotADirectoryError) as error:
-                raise UserError(f"output: {error}") from None
-    return config
+    }
+
+
+def _scenes(task: str, folder: Path) -> dict[str, Any]:
+    labels = "masks" if task == "segmentation" else "annotations.json"
+    named: dict[str, Any] = {}
+    if task == "segmentation":
+        with zipfile.ZipFile(_SCENES) as archive:
+            names = json.loads(archive.read("classes.json"))
+        named = {"class_names": {int(value): name for value, name in names.items()}}
+
+    def source(role: str) -> dict[str, Any]:
+        parts = {
+            split: {
+                "images": str(folder / role / split / "images"),
+                "annotations": str(folder / role / split / labels),
+            }
+            for split in ("train", "test")
+        }
+        return {"data": parts, **named}
+
+    return {
+        "learn": {**source("learn"), "classes": ["airplane", "flower"]},
+        "forget": {**source("forget"), "classes": ["boat", "dog"]},
+        "retain": source("retain"),
+        "training": {"checkpoint_steps": 100},
+    }
+
+
+def write_scenes(folder: Path) -> None:
+    """Unpack the scenes, unless they are there: under a temporary name, then renamed."""
+    if (folder / "classes.json").exists():
+        return
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    with zipfile.ZipFile(_SCENES) as archive:
+        archive.extractall(part)
+    part.rename(folder)

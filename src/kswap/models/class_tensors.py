@@ -9,6 +9,7 @@ mistaken for a head. Where there is a row more than classes, the last one is "no
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -140,12 +141,15 @@ def _laid_out(model: PreTrainedModel, count: int) -> nn.Module:
     config.id2label = {index: str(index) for index in range(count)}
     config.label2id = {str(index): index for index in range(count)}
     config.num_labels = count
-    with torch.random.fork_rng(devices=[]):
+    model_class: Any = type(model)
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what it has to say was said of the model itself
         try:
             with torch.device("meta"):
-                return type(model)(config)
+                laid_out: nn.Module = model_class(config)
         except (RuntimeError, NotImplementedError, ValueError):  # values are needed on the way
-            return type(model)(copy.deepcopy(config))
+            laid_out = model_class(copy.deepcopy(config))
+    return laid_out
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ import copy
 import logging
 import os
 import socket
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,7 +148,10 @@ def quiet(*, progress: bool = False) -> Iterator[None]:
     if not progress:
         transformers_logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            # Advice on CUDA kernels that are not in use.
+            warnings.filterwarnings("ignore", message="You'd better set embed_dim")
+            yield
     finally:
         transformers_logging.set_verbosity(level)
         hub_logger.setLevel(hub_level)

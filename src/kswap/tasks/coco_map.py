@@ -66,12 +66,12 @@ def coco_map(found: Sequence[Detections], images: ImageSet, *, class_ids: Sequen
                 )
     if not answers:
         return Scores(0.0, dict.fromkeys(scored, 0.0), {"ap50": 0.0, "ap75": 0.0})
-    truth = {
+    annotated = {
         "images": pictures,
         "annotations": annotations,
         "categories": [{"id": c, "name": str(c)} for c in sorted(occurring | set(scored))],
     }
-    precision = _precision(truth, answers, scored)
+    precision = _precision(annotated, answers, scored)
     per_class = {c: _mean(precision[:, :, k]) for k, c in enumerate(scored)}
     return Scores(
         sum(per_class.values()) / len(per_class),

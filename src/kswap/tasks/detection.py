@@ -77,6 +77,7 @@ class Detection:
     def teach(self, model: nn.Module, examples: Examples) -> Teacher:
         """Return {"logits": (images, queries, columns), "boxes": (images, queries, 4)}."""
         logits, boxes = outputs_only(model, examples.inputs())
+        assert boxes is not None
         return {"logits": logits.float(), "boxes": boxes.float()}
 
     def features(
@@ -120,6 +121,7 @@ class Detection:
         found = []
         for examples in example_batches(images, pixels, batch_size):
             logits, boxes = outputs_only(model, examples.inputs())
+            assert boxes is not None
             found += detections(
                 logits.float(),
                 boxes.float(),

@@ -220,7 +220,7 @@ def _mask_units(
 
 def _binary_masks(truth: Tensor) -> dict[str, Tensor]:
     """Return {"class_labels": (k,), "masks": (k, height, width)}, one mask for each class."""
-    classes = truth.unique()
+    classes: Tensor = torch.unique(truth)
     classes = classes[classes >= 0]
     return {"class_labels": classes, "masks": (truth[None] == classes[:, None, None]).float()}
 
@@ -261,7 +261,7 @@ def _features_of_pixels(features: Tensor, masks: Tensor) -> tuple[Tensor, Tensor
     small = truth_at(masks, features.shape[-2:])
     rows, class_ids = [features.mean((2, 3))], [torch.full((len(features),), -1)]
     for image, truth in enumerate(small):
-        for class_id in truth.unique():
+        for class_id in torch.unique(truth):
             if class_id >= 0:
                 rows.append(features[image][:, truth == class_id].mean(-1)[None])
                 class_ids.append(class_id[None].cpu())
@@ -276,7 +276,7 @@ def _features_of_queries(
     inside = mask_logits > 0
     rows, class_ids = [features.mean(1)], [torch.full((len(features),), -1)]
     for image, truth in enumerate(small):
-        for class_id in truth.unique():
+        for class_id in torch.unique(truth):
             if class_id >= 0:
                 wanted = truth == class_id
                 common = (inside[image] & wanted).sum((1, 2))
