@@ -11,6 +11,7 @@ import argparse
 import inspect
 import re
 import sys
+import types
 import typing
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 def type_name(annotation: Any) -> str:
     """Return a short name of a field's type."""
+    annotation = plain_type(annotation)
     text = (
         str(annotation)
         if typing.get_origin(annotation)
@@ -35,6 +37,18 @@ def type_name(annotation: Any) -> str:
     for noise in ("typing.", "kswap.config.", "pathlib.", "<class '", "'>"):
         text = text.replace(noise, "")
     return text.replace("NoneType", "None").replace("|", "\\|")
+
+
+def plain_type(annotation: Any) -> Any:
+    """Take tags and discriminators out, which say how a value is read and have addresses."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated and any(
+        type(a).__name__ in ("Tag", "Discriminator") for a in arguments[1:]
+    ):
+        return plain_type(arguments[0])
+    if origin in (typing.Union, types.UnionType):
+        return typing.Union[tuple(map(plain_type, arguments))]  # noqa: UP007 - built from a list
+    return annotation
 
 
 def default(field: Any) -> str:
