@@ -80,8 +80,24 @@ def drawn_texture(rng: np.random.Generator) -> np.ndarray:
     return image + grain
 
 
-def background(rng: np.random.Generator, art: Art) -> np.ndarray:
-    """Return a float picture (size, size, 3): a jittered piece of a photograph, or a texture."""
+def background(rng: np.random.Generator, art: Art, *, vary: bool = False) -> np.ndarray:
+    """Return a float picture (size, size, 3): a jittered piece of a photograph, or a texture.
+
+    With `vary` some are mixed with a second one, turned over, or have their colours exchanged: few
+    photographs then teach a model more of what it has never seen.
+    """
+    image = _plain_background(rng, art)
+    if not vary:
+        return image
+    if rng.random() < 0.3:
+        weight = rng.uniform(0.3, 0.7)
+        image = weight * image + (1 - weight) * _plain_background(rng, art)
+    if rng.random() < 0.3:
+        image = image[..., rng.permutation(3)]
+    return image[::-1] if rng.random() < 0.3 else image
+
+
+def _plain_background(rng: np.random.Generator, art: Art) -> np.ndarray:
     if rng.random() < DRAWN_SHARE:
         return drawn_texture(rng)
     photo = art.backgrounds[int(rng.integers(len(art.backgrounds)))]
@@ -128,9 +144,11 @@ def place(rng: np.random.Generator, size: tuple[int, int], taken: np.ndarray) ->
     return best
 
 
-def compose(rng: np.random.Generator, art: Art, names: list[str]) -> Scene:
+def compose(
+    rng: np.random.Generator, art: Art, names: list[str], *, vary: bool = False
+) -> Scene:
     """Paste one cut-out per name, in this order, on a random background."""
-    image = background(rng, art)
+    image = np.array(background(rng, art, vary=vary))
     layers = []
     taken = np.zeros((SCENE_SIZE, SCENE_SIZE), np.float32)
     for name in names:

@@ -143,7 +143,8 @@ class Run:
         """Return this step's scenes."""
         rng = np.random.default_rng([self.args.seed, self.step])
         return [
-            compose(rng, self.art, draw_names(rng, self.names)) for _ in range(self.args.batch_size)
+            compose(rng, self.art, draw_names(rng, self.names), vary=True)
+            for _ in range(self.args.batch_size)
         ]
 
     def train_step(self) -> float:
