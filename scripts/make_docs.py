@@ -90,7 +90,7 @@ def config_page() -> str:
                 f"| `{name}` | {type_name(field.annotation)} | {default(field)} | {meaning} |"
             )
         parts.append("")
-    parts.append("## Presets\n\nValues with source and reason: `src/kswap/presets.py`.\n")
+    parts.append("## Presets\n\nValues with source and reason: `src/kswap/presets/`.\n")
     for name, by_task in presets.PRESETS.items():
         for task, values in by_task.items():
             dumped = yaml.dump(values, Dumper=Plain, sort_keys=False)

@@ -1,6 +1,6 @@
 """The configuration of a run: one frozen, typed value.
 
-A YAML file (or a mapping) is merged over a preset (`presets.py`), then command-line overrides are
+A YAML file (or a mapping) is merged over a preset (`presets/`), then command-line overrides are
 merged over both, then everything is validated here. Unknown keys are errors. `kswap schema` prints
 the JSON Schema of `SwapConfig`.
 """
@@ -340,7 +340,7 @@ class SwapConfig(_Frozen):
     order: Annotated[str, Field(pattern="^[LFJ]+$")] = "LF"
     """Stages: a string of L (learn), F (forget) and J (joint)."""
     preset: Literal["default", "paper", "retain-free"] = "default"
-    """Values for what is not given; see presets.py."""
+    """Values for what is not given; see kswap.presets."""
     output: Path = Path("runs/swap")
     """Run folder."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0

@@ -1,0 +1,32 @@
+"""The presets: every value with its source and reason. A config's own keys go before a preset's.
+
+`paper`        the reference's setting for classification (docs/method.md lists what still differs)
+`default`      what we found best on validation (docs/results.md)
+`retain-free`  `default` without any retain image in training
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kswap.presets.default import DEFAULT, DEFAULT_SCENES, RETAIN_FREE, RETAIN_FREE_SCENES
+from kswap.presets.paper import PAPER, PAPER_DETECTION, PAPER_SEGMENTATION
+
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "default": {
+        "classification": DEFAULT,
+        "segmentation": DEFAULT_SCENES,
+        "detection": DEFAULT_SCENES,
+    },
+    "paper": {
+        "classification": PAPER,
+        "segmentation": PAPER_SEGMENTATION,
+        "detection": PAPER_DETECTION,
+    },
+    "retain-free": {
+        "classification": RETAIN_FREE,
+        "segmentation": RETAIN_FREE_SCENES,
+        "detection": RETAIN_FREE_SCENES,
+    },
+}
+"""Preset -> task -> values."""
