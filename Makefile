@@ -45,15 +45,18 @@ docs: setup  ## redraw what in docs/ is made from the code
 
 check: lint types imports test
 
-bench: setup  ## the table of docs/results.md: some two hours on 2 cores, goes on where it was stopped
+bench: setup  ## the tables of docs/results.md: hours on 2 cores, goes on where it was stopped
 	$(BIN)/python scripts/make_benchmark.py
-	$(BIN)/python benchmarks/classification.py --jobs 2
+	for task in classification segmentation detection; do \
+	  $(BIN)/python benchmarks/swaps.py $$task --jobs 2 && $(BIN)/python benchmarks/demo.py $$task || exit 1; \
+	done
 
 bench-step: setup  ## cost of a training step against two bare forwards
 	$(BIN)/python benchmarks/step.py
 
 assets: setup  ## make the embedded demo models and images again (hours)
 	$(BIN)/python scripts/make_demo_classification.py
+	$(BIN)/python scripts/make_demo_scenes.py
 	$(BIN)/python scripts/write_assets_readme.py
 
 clean:

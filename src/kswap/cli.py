@@ -33,6 +33,16 @@ Every key of the config can be given as --a.b value, for example
 `kswap schema` prints all keys with what they mean, as a JSON Schema."""
 
 
+_BENCH_LISTS: dict[str, list[str] | list[int]] = {
+    "presets": ["default", "paper"],
+    "orders": ["LF", "FL"],
+    "variants": ["full"],
+    "seeds": [0, 1, 2],
+}
+_BENCH_OPTIONS = frozenset(f"--{name}" for name in (*_BENCH_LISTS, "output", "jobs"))
+"""Options of bench that are no overrides of the config."""
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see `{self.prog} --help`")
@@ -113,6 +123,20 @@ def _dispatch(words: list[str]) -> int:
     predict.add_argument("run", type=Path, help="folder of a finished run, or of an exported model")
     predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     predict.add_argument("--top", type=int, default=3, help="answers per image (default 3)")
+    bench = command(
+        "bench", "compare presets, orders and seeds on one swap, in one table", overridable=True
+    )
+    bench.add_argument(
+        "suite",
+        help=f"a YAML config, or {', '.join(DEMOS[:-1])} or {DEMOS[-1]}: what ships with kswap",
+    )
+    bench.add_argument("--output", type=Path, default=Path("runs/bench"), help="folder of all runs")
+    for name, chosen in _BENCH_LISTS.items():
+        kind = int if name == "seeds" else str
+        bench.add_argument(
+            f"--{name}", nargs="+", type=kind, default=chosen, help=f"default: {chosen}"
+        )
+    bench.add_argument("--jobs", type=int, default=1, help="processes side by side (default 1)")
     command("schema", "print the JSON Schema of the config")
 
     words, overrides = _split_overrides(words)
@@ -123,6 +147,7 @@ def _dispatch(words: list[str]) -> int:
         "evaluate": _evaluate,
         "export": _export,
         "predict": _predict,
+        "bench": _bench,
         "schema": _schema,
     }
     actions[arguments.command](arguments, overrides)
@@ -134,18 +159,22 @@ def _split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
 
     Every override has a value.
     """
-    if not words or words[0] not in ("run", "demo"):
+    own = {"run": frozenset[str](), "demo": frozenset({"--output"}), "bench": _BENCH_OPTIONS}
+    if not words or words[0] not in own:
         return words, []
     plain, overrides = [words[0]], list[str]()
     rest = iter(words[1:])
     for word in rest:
-        if not word.startswith("--") or word in ("--help", "--"):
-            plain.append(word)
+        option = word.split("=")[0]
+        if not word.startswith("--") or option in own[words[0]] or word in ("--help", "--"):
+            plain.append(word)  # what follows an own option is a plain word
             continue
-        taken = [word] if "=" in word else [word, *([value] if (value := next(rest, None)) else [])]
-        is_output_of_demo = words[0] == "demo" and word.split("=")[0] == "--output"
-        (plain if is_output_of_demo else overrides).extend(taken)
+        overrides += [word] if "=" in word else [word, *_next(rest)]
     return plain, overrides
+
+
+def _next(rest: Iterator[str]) -> list[str]:
+    return [value] if (value := next(rest, None)) else []
 
 
 def _run(arguments: argparse.Namespace, overrides: list[str]) -> None:
@@ -217,6 +246,30 @@ def _predict(arguments: argparse.Namespace, overrides: list[str]) -> None:
     for path, answers in predict_images(arguments.run, arguments.images, top=arguments.top):
         shown = ", ".join(f"{printable(label)} {100 * share:.1f} %" for label, share in answers)
         _print(f"{printable(str(path))}: {shown}")
+
+
+def _bench(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    _quieten()
+    from kswap.benching.bench import bench
+
+    text, failures = bench(
+        arguments.suite,
+        arguments.output,
+        presets=arguments.presets,
+        orders=arguments.orders,
+        variants=arguments.variants,
+        seeds=arguments.seeds,
+        jobs=arguments.jobs,
+        overrides=overrides,
+        on_end=lambda name, problem: _say(f"kswap: {name}: {printable(problem) or 'done'}"),
+    )
+    _print(text)
+    _print(f"written to {arguments.output / 'bench.md'}, bench.csv and bench.json")
+    if failures:
+        raise UserError(
+            f"{len(failures)} runs failed, such as {failures[0]}; mend the cause and give the same "
+            "command again, which goes on"
+        )
 
 
 def _schema(arguments: argparse.Namespace, overrides: list[str]) -> None:

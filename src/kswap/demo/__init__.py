@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kswap.config import SwapConfig
+from kswap.config import SwapConfig, parse_overrides
 from kswap.errors import UserError
 
 _ASSETS = Path(__file__).parent / "assets"
@@ -31,15 +31,34 @@ def demo_config(task: str, output: Path, overrides: Sequence[str] = ()) -> SwapC
     Raises:
         UserError: an override is wrong or the folder cannot be written.
     """
+    preset = parse_overrides(overrides).get("preset", "default")
+    values = {**demo_values(task, output, str(preset)), "output": str(output)}
+    config = SwapConfig.from_mapping(values, overrides)
+    write_demo(task, output)
+    return config
+
+
+def demo_values(task: str, output: Path, preset: str) -> dict[str, Any]:
+    """Return model, sources and, for presets that grow from `default`, what the demo sets.
+
+    Model and scenes are those that `write_demo` writes beside `output`.
+    """
+    base, scenes = _beside(output)
+    values = _classification() if task == "classification" else _scenes(task, scenes)
+    own = _OWN[task] if preset in ("default", "deep") else {}
+    return {**values, **own, "task": task, "model": str(base)}
+
+
+def write_demo(task: str, output: Path) -> None:
+    """Write the base model as OUTPUT-base and scenes as OUTPUT-scenes, unless they are there.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
     from kswap.demo.packing import write_model
     from kswap.files import disk_errors
 
-    base = output.with_name(output.name + "-base")
-    scenes = output.with_name(output.name + "-scenes")
-    values = _classification() if task == "classification" else _scenes(task, scenes)
-    config = SwapConfig.from_mapping(
-        {**values, "task": task, "model": str(base), "output": str(output)}, overrides
-    )
+    base, scenes = _beside(output)
     with disk_errors(f"output {base}"):
         try:
             if task != "classification":
@@ -49,25 +68,37 @@ def demo_config(task: str, output: Path, overrides: Sequence[str] = ()) -> SwapC
                 write_model(_ASSETS / task / "base", base)
         except (ValueError, PermissionError, FileExistsError, NotADirectoryError) as error:
             raise UserError(f"output: {error}") from None
-    return config
+
+
+def _beside(output: Path) -> tuple[Path, Path]:
+    return output.with_name(output.name + "-base"), output.with_name(output.name + "-scenes")
 
 
 def _classification() -> dict[str, Any]:
     assets = _ASSETS / "classification"
     images = {"train": str(assets / "train.parquet"), "test": str(assets / "test.parquet")}
-    # Photographs of new classes show how the base tells its own ones apart where it did not train.
-    known = {"roles": ["learn"], "objective": "restricted_distillation", "weight": 1.0}
     return {
         "learn": {"data": images, "classes": ["horse", "ship", "truck"]},
         "forget": {"data": images, "classes": ["cat", "frog"]},
         "retain": {"data": images},
+    }
+
+
+# Photographs of new classes show how the base tells its own ones apart where it did not train.
+_KNOWN = {"roles": ["learn"], "objective": "restricted_distillation", "weight": 1.0}
+_OWN: dict[str, dict[str, Any]] = {
+    "classification": {
         "data": {"augment": "flip"},  # photographs may be mirrored
         "head": {"margin": 0.5},  # chosen on images of CIFAR-10 that are in neither split
         "stages": {  # as long as 90 s allow
-            "learn": {"epochs": 2.5, "terms": {"known": known}},
-            "forget": {"epochs": 1.4, "terms": {"known": known}},
+            "learn": {"epochs": 2.5, "terms": {"known": _KNOWN}},
+            "forget": {"epochs": 1.4, "terms": {"known": _KNOWN}},
         },
-    }
+    },
+    "segmentation": {"training": {"checkpoint_steps": 100}},
+    "detection": {"training": {"checkpoint_steps": 100}},
+}
+"""What the demo sets besides model and sources, where the preset is not another method."""
 
 
 def _scenes(task: str, folder: Path) -> dict[str, Any]:
@@ -92,7 +123,6 @@ def _scenes(task: str, folder: Path) -> dict[str, Any]:
         "learn": {**source("learn"), "classes": ["airplane", "flower"]},
         "forget": {**source("forget"), "classes": ["boat", "dog"]},
         "retain": source("retain"),
-        "training": {"checkpoint_steps": 100},
     }
 
 
