@@ -1,174 +1,189 @@
-"""Cost of a training step against two forwards of the same batch through the bare model.
+"""Cost of a training step against bare forwards of the same batch, for the three tasks.
 
-    python benchmarks/step.py                        # the cases below, written to docs/results.md
-    python benchmarks/step.py --size 70 --batch 64 [--repeats 11]    # one case, printed
+    python benchmarks/step.py                            # all cases, written to docs/results.md
+    python benchmarks/step.py --case detection [--steps 12]      # one case, printed
 
-One process a case, both sides in turn on the same images; the median of the ratios is given with
-images per second and peak memory. A DINOv2-S architecture with random weights is timed: speed does
-not depend on the weights.
+A case is a real swap of preset `default`; behind every step of its forgetting stage (three streams,
+all terms) the same batch goes twice through the unchanged model without gradient; of a segmenter or
+detector one of the two computes the library's own loss as well. So each ratio is of one batch, at
+one moment. One process a case; the median of the ratios is given with images per second and peak
+memory. The classifiers are a DINOv2-S architecture with random weights on noise: speed depends on
+neither.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
+import datasets
 import numpy as np
 import torch
 from tables import write_section
-from transformers import Dinov2Config, Dinov2ForImageClassification
+from transformers import BitImageProcessorPil, Dinov2Config, Dinov2ForImageClassification
 
-from kswap.config import SwapConfig
-from kswap.data import ImageSet
-from kswap.models import adapter, head, structure
-from kswap.plan import plan
-from kswap.tasks.classification import Classification
-from kswap.training.device import make_accelerator, peak_memory_bytes
-from kswap.training.events import EventLog
-from kswap.training.loop import Trainee, train_stage
-from kswap.training.optimiser import Trainables, make_optimiser
-from kswap.training.streams import Streams
+from kswap import SwapConfig, running, swap
+from kswap.demo import demo_config
+from kswap.models.loading import load_base
+from kswap.tasks import Examples, View, make_examples
+from kswap.tasks.detection import known_objects
+from kswap.tasks.segmentation import _binary_masks, known_truth
 
-NUM_OLD = 7
-
-
-CASES = ((70, 64), (224, 16))
+OLD, NEW = [f"old{i}" for i in range(7)], ["new0", "new1", "new2"]
+CASES = ("70/64", "224/16", "segmentation", "detection")
+"""Classifiers by image size and images of a batch; demos by name."""
 HEAD = (
-    "| model | size | batch | threads | step / two forwards: median (min–max) | images/s "
-    "| peak memory |\n|---|---:|---:|---:|---:|---:|---:|"
+    "| case | images a step | threads | bare | step / bare: median (min–max) | images/s "
+    "| peak memory |\n|---|---:|---:|---|---:|---:|---:|"
 )
 
 
-def bare_model(size: int) -> torch.nn.Module:
-    """Return the base classifier."""
-    config = Dinov2Config(
-        hidden_size=384,
-        num_hidden_layers=12,
-        num_attention_heads=6,
-        image_size=size,
-        num_labels=NUM_OLD,
+def noise(names: list[str], count: int, size: int) -> datasets.Dataset:
+    """Return `count` pictures of noise of every class."""
+    drawn = np.random.default_rng(len(names))
+    rows = [
+        {"image": drawn.integers(0, 256, (size, size, 3), dtype=np.uint8), "label": name}
+        for name in names
+        for _ in range(count)
+    ]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+    return datasets.Dataset.from_list(rows, features=features)
+
+
+def classifier(case: str, steps: int, to: Path) -> tuple[SwapConfig, dict[str, Any]]:
+    """Return config and objects in memory of a classifier's case."""
+    size, batch = map(int, case.split("/"))
+    share = batch // 4
+    model = Dinov2ForImageClassification(
+        Dinov2Config(
+            hidden_size=384,
+            num_hidden_layers=12,
+            num_attention_heads=6,
+            image_size=size,
+            id2label=dict(enumerate(OLD)),
+            label2id={name: i for i, name in enumerate(OLD)},
+        )
+    ).eval()
+    streams = {
+        role: {"batch_size": n * share} for role, n in (("learn", 1), ("retain", 2), ("forget", 1))
+    }
+    forget = {"streams": streams, "min_steps": steps, "max_steps": steps}
+    config = SwapConfig.from_mapping(
+        {
+            "model": "dinov2-s",
+            "learn": {},
+            "forget": {"classes": OLD[:2]},
+            "retain": {},
+            "output": str(to),
+            "stages": {"learn": {"min_steps": 1, "max_steps": 1}, "forget": forget},
+        }
     )
-    return Dinov2ForImageClassification(config).eval()
+    count = max(2 * share // 3 + 4, 12)
+    sources = {"learn": noise(NEW, count, size), "forget": noise(OLD[:2], 2 * count, size)}
+    sources["retain"] = noise(OLD[2:], count, size)
+    square = {"height": size, "width": size}
+    processor = BitImageProcessorPil(size=square, do_center_crop=False)
+    return config, {"model": model, "processor": processor, **sources}
+
+
+def bare_forwards(task: str, bare: Any, examples: Examples, view: View) -> Callable[[], None]:
+    """Return what a step is compared with: two forwards, one of them with the library's loss."""
+    inputs = examples.inputs()
+    labels: dict[str, Any] = {}
+    if task == "detection":
+        labels["labels"] = known_objects(examples, view)[0]
+        for image in labels["labels"]:  # the unchanged model has no rows for learned classes
+            image["class_labels"] = image["class_labels"].clamp(max=view.num_base - 1)
+    elif task == "segmentation":
+        masks = [_binary_masks(image) for image in known_truth(examples, view)]
+        labels["mask_labels"] = [image["masks"] for image in masks]
+        classes = [image["class_labels"].clamp(max=view.num_base - 1) for image in masks]
+        labels["class_labels"] = classes
+
+    def run() -> None:
+        with torch.no_grad():
+            bare(**inputs)
+            bare(**inputs, **labels)
+
+    return run
+
+
+def measure(case: str, steps: int) -> str:
+    """Return one row of the table."""
+    with tempfile.TemporaryDirectory() as scratch:
+        to = Path(scratch) / "run"
+        task = case if case in ("segmentation", "detection") else "classification"
+        given: dict[str, Any] = {}
+        if task == "classification":
+            config, given = classifier(case, steps, to)
+            bare = copy.deepcopy(given["model"])
+        else:
+            short = ["--stages.learn.min_steps", "1", "--stages.learn.max_steps", "1"]
+            long = ["--stages.forget.min_steps", str(steps), "--stages.forget.max_steps"]
+            config = demo_config(task, to, [*short, *long, str(steps)])
+            bare = load_base(config.model).model
+        bare_s: list[float] = []
+        train = running.train_stage
+
+        def timed(trainee, stage, streams, optimiser, *, after_step, **others) -> None:
+            def after(step: int) -> None:
+                if stage.kind == "forget":
+                    batch = streams.batch(step - 1)
+                    examples = make_examples(batch.samples, trainee.pixels, batch.roles)
+                    forwards = bare_forwards(task, bare, examples, trainee.views[stage.name])
+                    begin = time.perf_counter()
+                    forwards()
+                    bare_s.append(time.perf_counter() - begin)
+                after_step(step)
+
+            train(trainee, stage, streams, optimiser, after_step=after, **others)
+
+        with mock.patch.object(running, "train_stage", timed):
+            result = swap(config, **given)
+        events = [json.loads(line) for line in (to / "events.jsonl").read_text().splitlines()]
+        events = [event for event in events if event["stage"] == "2-forget"]
+        peak = result.results["peak_memory_bytes"]
+    pairs = list(zip(events, bare_s, strict=True))[2:]  # the first ones allocate
+    ratios = sorted(event["seconds"] / other for event, other in pairs)
+    step_s = statistics.median(event["seconds"] for event, _ in pairs)
+    images = round(events[0]["seconds"] * events[0]["images_per_s"])
+    what = "two forwards" if task == "classification" else "two forwards and the library's loss"
+    name = f"DINOv2-S, {case.split('/')[0]} px" if task == "classification" else f"demo {case}"
+    return (
+        f"| {name} | {images} | {torch.get_num_threads()} | {what} "
+        f"| {statistics.median(ratios):.2f} ({ratios[0]:.2f}–{ratios[-1]:.2f}) "
+        f"| {images / step_s:.0f} | {peak / 2**20:.0f} MiB |"
+    )
 
 
 def main() -> int:
     """Time one case, or all of them, each in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", type=int)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=11)
+    parser.add_argument("--case", choices=CASES)
+    parser.add_argument("--steps", type=int, default=14)
     options = parser.parse_args()
-    if options.size:
-        print(measure(options.size, options.batch, options.repeats))
+    if options.case:
+        print(measure(options.case, options.steps))
         return 0
     rows = []
-    for size, batch in CASES:
-        words = ["--size", str(size), "--batch", str(batch), "--repeats", str(options.repeats)]
-        done = subprocess.run([sys.executable, __file__, *words], stdout=subprocess.PIPE, text=True)
+    for case in CASES:
+        words = [sys.executable, __file__, "--case", case, "--steps", str(options.steps)]
+        done = subprocess.run(words, stdout=subprocess.PIPE, text=True)
         if done.returncode:
             return done.returncode
         rows.append(done.stdout.strip().splitlines()[-1])
     write_section("step", "\n".join([HEAD, *rows]))
     return 0
-
-
-def measure(size: int, batch_size: int, repeats: int) -> str:
-    """Return one row of the table."""
-    torch.manual_seed(0)
-    model = bare_model(size)
-    share = batch_size // 4
-    sources = {role: {"data": "-", "classes": [role]} for role in ("learn", "forget", "retain")}
-    streams_of = {
-        "learn": {"batch_size": share},
-        "retain": {"batch_size": 2 * share},
-        "forget": {"batch_size": share},
-    }
-    stages = {"forget": {"streams": streams_of, "max_steps": 1, "min_steps": 1}}
-    config = SwapConfig.from_mapping({"model": "-", **sources, "stages": stages})
-    stage = plan(config)[1]
-    noise = np.random.default_rng(0)
-
-    def images(class_id: int, count: int) -> ImageSet:
-        pixels = noise.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
-        return ImageSet(pixels, np.full(count, class_id))
-
-    sets = {
-        "learn": images(NUM_OLD, share),
-        "retain": images(1, 2 * share),
-        "forget": images(0, share),
-    }
-    base_logits = {role: torch.randn(len(s), NUM_OLD) for role, s in sets.items()}
-    accelerator = make_accelerator(config.training, Path())
-
-    def pixels(batch: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(batch).permute(0, 3, 1, 2).float().div(255).sub(0.5).div(0.5)
-
-    x = pixels(np.concatenate([s.images for s in sets.values()]))
-    blocks = structure.find_ffn_blocks(model)
-    heads = head.find_heads(model)
-    bare = copy.deepcopy(model)
-    head.extend_head(
-        model,
-        {i: str(i) for i in range(NUM_OLD + 3)} | dict(model.config.id2label),
-        init="random",
-        seed=0,
-    )
-    swapped = adapter.attach(model, blocks, config.adapter, head_names=heads, seed=0)
-    named = [(n, p) for n, p in swapped.named_parameters() if p.requires_grad]
-    forgotten = torch.tensor([True] + [False] * (NUM_OLD - 1))
-    trainee = Trainee(
-        model=swapped,
-        task=Classification(),
-        accelerator=accelerator,
-        pixels=pixels,
-        augment=None,
-        groups=list(adapter.adapter_groups(swapped, blocks).values()),
-        moved=Trainables(
-            [p for p in named if "lora_" in p[0]], [p for p in named if "lora_" not in p[0]]
-        ),
-        forgotten=forgotten,
-        forgotten_before=~forgotten & forgotten,
-        training=config.training,
-        seed=0,
-    )
-    streams = Streams(stage, sets, base_logits=base_logits, seed=0)
-    optimiser = accelerator.prepare(make_optimiser(trainee.moved, stage.config.optimiser))
-    events = EventLog(Path("/dev/null"))
-
-    def two_forwards() -> None:
-        with torch.no_grad():
-            bare(pixel_values=x)
-            bare(pixel_values=x)
-
-    def step() -> None:
-        train_stage(
-            trainee, stage, streams, optimiser,
-            first_step=0, total_step=0, events=events,
-            after_step=lambda step: None, report=lambda done, total, detail="": None,
-        )  # fmt: skip
-
-    def seconds(what) -> float:
-        begin = time.perf_counter()
-        what()
-        return time.perf_counter() - begin
-
-    with Path("/dev/null").open("wb") as nowhere:
-        events._file = nowhere
-        two_forwards(), step()
-        pairs = [(seconds(step), seconds(two_forwards)) for _ in range(repeats)]
-    ratios = sorted(a / b for a, b in pairs)
-    step_s = statistics.median(a for a, _ in pairs)
-    return (
-        f"| {type(bare).__name__} | {size} | {len(x)} | {torch.get_num_threads()} "
-        f"| {statistics.median(ratios):.2f} ({ratios[0]:.2f}–{ratios[-1]:.2f}) "
-        f"| {len(x) / step_s:.0f} "
-        f"| {peak_memory_bytes(accelerator.device) / 2**20:.0f} MiB |"
-    )
 
 
 if __name__ == "__main__":

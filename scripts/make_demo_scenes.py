@@ -49,7 +49,7 @@ def plan() -> dict[str, list[str]]:
     """Return the options of each training by the folder it writes; --init names another one."""
     backbone = "backbone --classes retain --num-images 25600 --rate 8e-4"
     texts = {"backbone": backbone}
-    for task, num_retain, num_more in (("segmentation", 28800, 16000), ("detection", 28800, 16000)):
+    for task, num_retain, num_more in (("segmentation", 24000, 16000), ("detection", 20000, 10000)):
         start = f"{task} --classes retain --init backbone --fall 0 --seed 1"
         texts[f"{task}-retain"] = f"{start} --num-images {num_retain}"
         for name in MODELS:
