@@ -35,8 +35,14 @@ SEEDED = {
         *make_arms(["paper"], ["LF", "FL", "J"], ["full"]),
         Arm("retain-free", "LF"),
     ],
-    "segmentation": make_arms(["default", "paper"], ["LF", "FL", "J"], ["full"]),
-    "detection": make_arms(["default", "paper"], ["LF", "FL", "J"], ["full"]),
+    "segmentation": [
+        *make_arms(["default"], ["LF", "FL", "J"], ["full"]),
+        *make_arms(["paper"], ["LF", "FL"], ["full"]),
+    ],
+    "detection": [
+        *make_arms(["default"], ["LF", "FL", "J"], ["full"]),
+        *make_arms(["paper"], ["LF", "FL"], ["full"]),
+    ],
 }
 ONCE = {"classification": make_arms(["default"], ["LFL", "FLF"], ["full"])}
 """Arms of the first seed alone, to show that they run."""
