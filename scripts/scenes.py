@@ -144,9 +144,7 @@ def place(rng: np.random.Generator, size: tuple[int, int], taken: np.ndarray) ->
     return best
 
 
-def compose(
-    rng: np.random.Generator, art: Art, names: list[str], *, vary: bool = False
-) -> Scene:
+def compose(rng: np.random.Generator, art: Art, names: list[str], *, vary: bool = False) -> Scene:
     """Paste one cut-out per name, in this order, on a random background."""
     image = np.array(background(rng, art, vary=vary))
     layers = []
