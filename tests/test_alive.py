@@ -34,7 +34,12 @@ def outcome(run_dir: Path) -> tuple:
     events = [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
     weights = (run_dir / "model/model.safetensors").read_bytes()
     adapter = (run_dir / "adapter/adapter_model.safetensors").read_bytes()
-    return results, events, weights, adapter
+    drawn = {
+        f"{path.parent.name}/{path.name}": path.read_bytes()
+        for folder in ("arrays", "figures")
+        for path in (run_dir / folder).iterdir()
+    }
+    return results, events, weights, adapter, drawn
 
 
 def command(values: dict, folder: Path) -> list[str]:
@@ -95,7 +100,14 @@ def test_a_run_that_dies_at_any_step_ends_bit_equal(
 
 
 @pytest.mark.parametrize(
-    "where", ["artefact.save_adapter", "artefact.save_merged", "write_card", "write_results"]
+    "where",
+    [
+        "artefact.save_adapter",
+        "artefact.save_merged",
+        "draw_figures",
+        "write_card",
+        "write_results",
+    ],
 )
 def test_a_run_that_dies_while_saving_ends_bit_equal(
     values, undisturbed, tmp_path, monkeypatch, where

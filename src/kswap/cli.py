@@ -123,6 +123,7 @@ def _dispatch(words: list[str]) -> int:
     predict.add_argument("run", type=Path, help="folder of a finished run, or of an exported model")
     predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     predict.add_argument("--top", type=int, default=3, help="answers per image (default 3)")
+    predict.add_argument("--to", type=Path, help="folder for pictures with the answers drawn on")
     bench = command(
         "bench", "compare presets, orders and seeds on one swap, in one table", overridable=True
     )
@@ -210,6 +211,7 @@ def _swap(config: SwapConfig) -> None:
         f"all numbers in {run_dir / 'results.json'},"
     )
     _print(f"the model card in {run_dir / 'README.md'}; try: kswap predict {run_dir} IMAGE")
+    _print(f"pictures before and after each stage are in {run_dir / 'figures'}")
 
 
 def _evaluate(arguments: argparse.Namespace, overrides: list[str]) -> None:
@@ -243,7 +245,8 @@ def _predict(arguments: argparse.Namespace, overrides: list[str]) -> None:
     _quieten()
     from kswap.predicting import predict_images
 
-    for path, answers in predict_images(arguments.run, arguments.images, top=arguments.top):
+    answered = predict_images(arguments.run, arguments.images, top=arguments.top, to=arguments.to)
+    for path, answers in answered:
         shown = ", ".join(f"{printable(label)} {100 * share:.1f} %" for label, share in answers)
         _print(f"{printable(str(path))}: {shown}")
 

@@ -6,32 +6,44 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
+from kswap.arrays import Marks
 from kswap.data import read_image
 from kswap.errors import UserError
+from kswap.files import disk_errors
 from kswap.models.artefact import load
 from kswap.models.checks import check_fits
 from kswap.models.loading import task_of
+from kswap.tasks.box_confusion import SURE
 
-_SURE = 0.3
-"""Score from which on a detector's answer is shown."""
 Answer = tuple[str, float]
 """A label, with the box of an object, and its probability, score or share of the picture."""
+_SIDE = 1280
+"""Drawn pictures are at most so long, in pixels."""
 
 
 @torch.no_grad()
 def predict_images(
-    run_dir: Path, images: Sequence[Path], *, top: int = 3
+    run_dir: Path, images: Sequence[Path], *, top: int = 3, to: Path | None = None
 ) -> Iterator[tuple[Path, list[Answer]]]:
     """Yield each path with its `top` answers, best first.
 
     A classifier's are labels with their probabilities, a detector's objects with their boxes in
     pixels and their scores, a segmenter's labels with their share of the picture.
 
+    Args:
+        run_dir: a run, or a folder with a model.
+        images: files.
+        top: answers of an image; of a detector, objects in the list, all are drawn.
+        to: a folder where each picture is written with its answers drawn on it, as
+            NAME-answer.png.
+
     Raises:
-        UserError: not a run or model folder, or a file that is not an image.
+        UserError: not a run or model folder, a file that is not an image, or `to` cannot be
+            written to.
     """
     for path in images:  # a wrong name is found before anything is answered
         try:
@@ -46,43 +58,93 @@ def predict_images(
         "segmentation": _shares,
         "detection": _objects,
     }[task_of(model)]
-    for path in images:
+    targets = [None] * len(images) if to is None else _targets(images, to)
+    for path, target in zip(images, targets, strict=True):
         image = read_image(path)
         inputs = processor(image, return_tensors="pt")
         check_fits(model, inputs["pixel_values"], str(run_dir))
-        yield path, answers(model, processor, inputs, image)[:top]
+        listed, marks = answers(model, processor, inputs, image)
+        if target is not None:
+            _draw(image, marks, model, target, top=top)
+        yield path, listed[:top]
 
 
-def _classes(model: Any, processor: Any, inputs: Any, image: Image.Image) -> list[Answer]:
+def _targets(images: Sequence[Path], to: Path) -> list[Path]:
+    """Return a file to write for each image, none twice and none of the images themselves."""
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--to: {to} is no folder to write to ({error.strerror})") from None
+    taken = {path.resolve() for path in images}
+    targets = []
+    for path in images:
+        number, target = 1, to / f"{path.stem}-answer.png"
+        while target.resolve() in taken:
+            number += 1
+            target = to / f"{path.stem}-answer-{number}.png"
+        taken.add(target.resolve())
+        targets.append(target)
+    return targets
+
+
+def _draw(image: Image.Image, marks: Marks, model: Any, target: Path, *, top: int) -> None:
+    from kswap.report.pictures import Naming
+    from kswap.report.sheets import save_png, with_answers
+
+    swapped = getattr(model.config, "kswap", None) or {}
+    naming = Naming.of(
+        {int(row): str(name) for row, name in model.config.id2label.items()},
+        {"learn": swapped.get("learned", ()), "forget": swapped.get("forgotten", ())},
+    )
+    if marks.boxes is None:
+        marks = Marks(marks.class_ids[:top], marks.shares[:top], marks.mask)
+    side = min(max(image.size), _SIDE)
+    page = with_answers(np.asarray(image), marks, naming, side=side, text=max(12, side // 45))
+    with disk_errors(f"--to {target.parent}"):
+        save_png(page, target)
+
+
+def _classes(
+    model: Any, processor: Any, inputs: Any, image: Image.Image
+) -> tuple[list[Answer], Marks]:
     shares = model(**inputs).logits.float().softmax(-1)[0].sort(descending=True)
-    return [
+    listed = [
         (str(model.config.id2label[int(i)]), float(v))
         for v, i in zip(shares.values, shares.indices, strict=True)
     ]
+    return listed, Marks(shares.indices.numpy(), shares.values.numpy())
 
 
-def _shares(model: Any, processor: Any, inputs: Any, image: Image.Image) -> list[Answer]:
+def _shares(
+    model: Any, processor: Any, inputs: Any, image: Image.Image
+) -> tuple[list[Answer], Marks]:
     (answer,) = processor.post_process_semantic_segmentation(
         model(**inputs), target_sizes=[(image.height, image.width)]
     )
     class_ids, counts = answer.unique(return_counts=True)
     order = counts.argsort(descending=True)
-    return [
+    listed = [
         (str(model.config.id2label[int(class_ids[i])]), float(counts[i] / answer.numel()))
         for i in order
     ]
+    none = np.zeros(0, np.float32)
+    return listed, Marks(none.astype(np.int64), none, answer.numpy().astype(np.int16))
 
 
-def _objects(model: Any, processor: Any, inputs: Any, image: Image.Image) -> list[Answer]:
+def _objects(
+    model: Any, processor: Any, inputs: Any, image: Image.Image
+) -> tuple[list[Answer], Marks]:
     (found,) = processor.post_process_object_detection(
-        model(**inputs), threshold=_SURE, target_sizes=[(image.height, image.width)]
+        model(**inputs), threshold=SURE, target_sizes=[(image.height, image.width)]
     )
     order = found["scores"].argsort(descending=True)
-    return [
+    labels, scores, boxes = (found[key][order] for key in ("labels", "scores", "boxes"))
+    listed = [
         (
-            f"{model.config.id2label[int(found['labels'][i])]} "
-            f"[{', '.join(str(round(float(v))) for v in found['boxes'][i])}]",
-            float(found["scores"][i]),
+            f"{model.config.id2label[int(label)]} [{', '.join(str(round(v)) for v in box)}]",
+            float(score),
         )
-        for i in order
+        for label, score, box in zip(labels, scores, boxes.tolist(), strict=True)
     ]
+    sides = torch.tensor([image.width, image.height] * 2)
+    return listed, Marks(labels.numpy(), scores.numpy(), boxes=(boxes / sides).numpy())

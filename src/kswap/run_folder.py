@@ -26,6 +26,7 @@ _OURS = frozenset(
         "adapter",
         "model",
         "checkpoints",
+        "arrays",
         "figures",
         "report.html",
         "README.md",
@@ -65,6 +66,11 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """Resumable state."""
         return self.path / "checkpoints"
+
+    @property
+    def arrays(self) -> Path:
+        """What figures and report are drawn from, beside results.json and events.jsonl."""
+        return self.path / "arrays"
 
     @property
     def cache(self) -> Path:

@@ -7,7 +7,7 @@ temporary name and renamed.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from kswap._version import __version__
+from kswap.arrays import StageArrays, write_examples, write_stage
 from kswap.config import ROLES, Role, Split, SwapConfig
 from kswap.data import ImageSet, SwapData
 from kswap.errors import Terminated, UserError
-from kswap.evaluation import score_roles
+from kswap.evaluation import score_sets, summary
+from kswap.evaluation.examples import choose, examples_of, fit_answer
 from kswap.models import adapter as adapters
 from kswap.models import artefact, head, structure
 from kswap.models.loading import Loaded
@@ -26,9 +28,10 @@ from kswap.models.margin import lower_new_rows
 from kswap.objectives.sparsity import num_zero_groups
 from kswap.plan import Stage
 from kswap.report.card import write_card
+from kswap.report.figures import draw_figures
 from kswap.run_folder import RunFolder, write_results
 from kswap.signals import Interrupts
-from kswap.tasks import Examples, Task, Teacher, View, roles_of_rows
+from kswap.tasks import Examples, Scores, Task, Teacher, View, roles_of_rows
 from kswap.training.augment import make_augment, make_scene_augment
 from kswap.training.checkpoint import (
     Position,
@@ -347,8 +350,9 @@ class Run:
         splits: list[Split] = ["test"]
         if self.config.training.score_validation:
             splits.append("validation")
+        chosen = choose(self.data, seed=self.config.seed)
         scored = {
-            split: score_roles(
+            split: score_sets(
                 model,
                 self.task,
                 self.data,
@@ -356,14 +360,32 @@ class Run:
                 num_rows=num_rows,
                 batch_size=self.config.training.eval_batch_size,
                 pixels=self._pixels,
+                keep=chosen if split == "test" else None,
             )
             for split in splits
         }
+        self._keep(name, scored["test"], chosen)
         self._spent("score", begin)
-        record = {"name": name, **scored["test"]}
+        record = {"name": name, **summary(scored["test"], self.data)}
         if "validation" in scored:
-            record["validation"] = scored["validation"]
+            record["validation"] = summary(scored["validation"], self.data)
         return record
+
+    def _keep(
+        self, name: str, scored: Mapping[Role, Scores], chosen: Mapping[Role, Sequence[int]]
+    ) -> None:
+        """Write what figures and report of a stage are drawn from."""
+        examples = examples_of(self.data, chosen)
+        if name == "base":
+            write_examples(
+                self.folder.arrays, examples, labels=self.data.id2label, unit=self.task.counts
+            )
+        kept = [marks for role in chosen for marks in scored[role].kept]
+        answers = tuple(fit_answer(m, e) for m, e in zip(kept, examples, strict=True))
+        confusion = {
+            row: counts for found in scored.values() for row, counts in found.confusion.items()
+        }
+        write_stage(self.folder.arrays, name, StageArrays(answers, confusion))
 
     def _spent(self, phase: str, begin: float) -> None:
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - begin
@@ -372,7 +394,7 @@ class Run:
     def _save(self, swapped: Any, groups: Mapping[str, Any]) -> dict[str, Any]:
         """Write adapter, merged model, model card and, last, results.json."""
         begin = time.perf_counter()
-        names = {
+        names: dict[Role, list[str]] = {
             role: [self.data.id2label[c] for c in self.data.class_ids.get(role, ())]
             for role in ROLES
         }
@@ -392,6 +414,7 @@ class Run:
             },
         )
         self._spent("save", begin)
+        self._draw(names)
         self.seconds["total"] = sum(v for k, v in self.seconds.items() if k != "total")
         results = {
             "kswap_version": __version__,
@@ -418,6 +441,20 @@ class Run:
         write_results(self.folder, results)
         self.accelerator.end_training()
         return results
+
+    def _draw(self, names: Mapping[Role, Sequence[str]]) -> None:
+        """Draw the figures; where that fails the run is still whole, and the user is told."""
+        begin = time.perf_counter()
+        try:
+            draw_figures(self.folder.path, {"stages": self.position.stages, "classes": names})
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno is not None:  # the disk, not the drawing
+                raise
+            self.on_note(
+                f"figures/ could not be drawn ({type(error).__name__}: {error}); all else is "
+                "whole, and arrays/ has what they are drawn from"
+            )
+        self._spent("figures", begin)
 
 
 def _augment(kind: Any, size: tuple[int, int]) -> Callable[[Examples], Examples] | None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from kswap.config import ROLES, Role, Split
 from kswap.data import SwapData
-from kswap.tasks import Task
+from kswap.tasks import Scores, Task
 
 
 def score_roles(
@@ -35,26 +35,55 @@ def score_roles(
         batch_size: images in a forward.
         pixels: in place of `data.pixels` (another device).
     """
-    scores: dict[Role, float | None] = dict.fromkeys(ROLES)
-    per_class: dict[str, float] = {}
-    more: dict[str, dict[Role, float]] = {}
+    scored = score_sets(
+        model, task, data, split=split, num_rows=num_rows, batch_size=batch_size, pixels=pixels
+    )
+    return summary(scored, data)
+
+
+def score_sets(
+    model: nn.Module,
+    task: Task,
+    data: SwapData,
+    *,
+    split: Split,
+    num_rows: int,
+    batch_size: int,
+    pixels: Callable[[Any], Any] | None = None,
+    keep: Mapping[Role, Sequence[int]] | None = None,
+) -> dict[Role, Scores]:
+    """Return the scores of each role that has images; arguments as in `score_roles`.
+
+    `keep` are rows of each role's images whose answers are kept.
+    """
+    scored = {}
     for role in ROLES:
         images = data.sets.get(role, {}).get(split)
         if images is None or not len(images):
             continue
-        scored = task.score(
+        scored[role] = task.score(
             model,
             images,
             pixels=pixels or data.pixels,
             class_ids=data.class_ids.get(role, ()),
             num_rows=num_rows,
             batch_size=batch_size,
+            keep=(keep or {}).get(role, ()),
         )
-        scores[role] = round(scored.total, 6)
-        per_class |= {data.id2label[c]: round(v, 6) for c, v in scored.per_class.items()}
+    return scored
+
+
+def summary(scored: Mapping[Role, Scores], data: SwapData) -> dict[str, Any]:
+    """Return what `score_roles` returns."""
+    scores: dict[Role, float | None] = dict.fromkeys(ROLES)
+    per_class: dict[str, float] = {}
+    more: dict[str, dict[Role, float]] = {}
+    for role, found in scored.items():
+        scores[role] = round(found.total, 6)
+        per_class |= {data.id2label[c]: round(v, 6) for c, v in found.per_class.items()}
         more |= {
             name: {**more.get(name, {}), role: round(value, 6)}
-            for name, value in scored.more.items()
+            for name, value in found.more.items()
         }
     return {"scores": scores, "per_class": per_class, **({"more": more} if more else {})}
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kswap.arrays import Confusion, Marks, Unit
 from kswap.config import Role, TermConfig
 from kswap.data import ImageSet
 from kswap.data.samples import Samples, take
@@ -36,6 +37,10 @@ class Scores:
     """Of each class that occurs in it, by class id."""
     more: dict[str, float] = field(default_factory=dict)
     """Other numbers of the field over the same answers, by name (ap50 ...)."""
+    confusion: Confusion = field(default_factory=dict)
+    """Of each class of the role: what its images, pixels or objects were answered as."""
+    kept: tuple[Marks, ...] = ()
+    """The answers on the images that were to be kept."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,8 @@ class Task(Protocol):
     """As `transformers.pipeline` names it, without `image-`: classification."""
     score_name: str
     """The task's number: top1, miou, map."""
+    counts: Unit
+    """What its confusion counts."""
     teacher_sees_views: bool
     """Whether the base model's outputs depend on how an image was augmented (where things are), so
     that they are computed on the augmented image."""
@@ -137,6 +144,7 @@ class Task(Protocol):
         class_ids: Sequence[int],
         num_rows: int,
         batch_size: int,
+        keep: Sequence[int] = (),
     ) -> Scores:
         """Score the answers among the first `num_rows` classes; `images` is not empty.
 
@@ -147,6 +155,7 @@ class Task(Protocol):
             class_ids: the classes of the role.
             num_rows: rows that may be answered.
             batch_size: images in a forward.
+            keep: images whose answers are returned as well, in ascending order.
         """
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
+from kswap.arrays import Confusion, Marks, Unit
 from kswap.config import TermConfig
 from kswap.data import ImageSet
 from kswap.data.samples import Samples
@@ -16,12 +17,16 @@ from kswap.models.head import recorded_head_inputs
 from kswap.objectives import Units, has_role
 from kswap.tasks import Examples, Pixels, Scores, Teacher, View, batches
 
+_KEPT = 3
+"""Answers of an image that are kept to be shown."""
+
 
 class Classification:
     """See `kswap.tasks.Task`."""
 
     name = "classification"
     score_name = "top1"
+    counts: Unit = "images"
     teacher_sees_views = False
 
     def units(
@@ -72,6 +77,7 @@ class Classification:
         class_ids: Sequence[int],
         num_rows: int,
         batch_size: int,
+        keep: Sequence[int] = (),
     ) -> Scores:
         """Return top-1 accuracy over all images and of each class that occurs.
 
@@ -84,7 +90,25 @@ class Classification:
         num_classes = max(num_rows, int(truth.max()) + 1, 2)
         accuracy = MulticlassAccuracy(num_classes, average=None)(answers, truth)
         per_class = {int(c): float(accuracy[c]) for c in torch.unique(truth)}
-        return Scores(float((answers == truth).float().mean()), per_class)
+        return Scores(
+            float((answers == truth).float().mean()),
+            per_class,
+            confusion=_confusion(truth, answers),
+            kept=tuple(_best(logits[row, :num_rows]) for row in keep),
+        )
+
+
+def _confusion(truth: Tensor, answers: Tensor) -> Confusion:
+    pairs, counts = torch.unique(torch.stack([truth, answers]), dim=1, return_counts=True)
+    found: Confusion = {}
+    for row, answer, count in zip(*pairs.tolist(), counts.tolist(), strict=True):
+        found.setdefault(row, {})[answer] = count
+    return found
+
+
+def _best(logits: Tensor) -> Marks:
+    shares, class_ids = logits.softmax(-1).topk(min(_KEPT, len(logits)))
+    return Marks(class_ids.numpy(), shares.numpy())
 
 
 @torch.no_grad()

@@ -8,10 +8,12 @@ the next-best class or to nothing; its box is left alone.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from kswap.arrays import Unit
 from kswap.config import TermConfig
 from kswap.data import ImageSet
 from kswap.data.samples import Samples
@@ -19,6 +21,7 @@ from kswap.models.head import recorded_head_inputs
 from kswap.objectives import Units
 from kswap.tasks import Examples, Pixels, Scores, Teacher, View, example_batches
 from kswap.tasks.answers import detections
+from kswap.tasks.box_confusion import box_confusion, surely_seen
 from kswap.tasks.coco_map import coco_map
 from kswap.tasks.criteria import Layer, decompose, outputs_only
 from kswap.tasks.dense import object_divisors, roles_of
@@ -39,6 +42,7 @@ class Detection:
 
     name = "detection"
     score_name = "map"
+    counts: Unit = "objects"
     teacher_sees_views = True
 
     def units(
@@ -114,6 +118,7 @@ class Detection:
         class_ids: Sequence[int],
         num_rows: int,
         batch_size: int,
+        keep: Sequence[int] = (),
     ) -> Scores:
         """Return mAP over the role's classes that occur, AP50 and AP75."""
         model.eval()
@@ -129,7 +134,11 @@ class Detection:
                 nothing=kind.nothing,
                 num_rows=num_rows,
             )
-        return coco_map(found, images, class_ids=class_ids)
+        return replace(
+            coco_map(found, images, class_ids=class_ids),
+            confusion=box_confusion(found, images, class_ids=class_ids),
+            kept=tuple(surely_seen(found[row]) for row in keep),
+        )
 
 
 def known_objects(examples: Examples, view: View) -> tuple[list[dict[str, Tensor]], Tensor]:

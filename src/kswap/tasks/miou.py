@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from kswap.arrays import Confusion
 from kswap.data.sets import IGNORE
 from kswap.tasks import Scores
 
@@ -24,6 +25,7 @@ class IoU:
         self._truth: dict[int, int] = dict.fromkeys(self._class_ids, 0)
         self._answered = dict(self._truth)
         self._common = dict(self._truth)
+        self._confusion: Confusion = {}
 
     def update(self, answer: NDArray[np.integer], truth: NDArray[np.integer]) -> None:
         """Count one image: (height, width) rows of the head; truth may be OPEN or IGNORE."""
@@ -34,6 +36,9 @@ class IoU:
             self._truth[class_id] += int(wanted.sum())
             self._answered[class_id] += int(given.sum())
             self._common[class_id] += int((wanted & given).sum())
+            answered = self._confusion.setdefault(class_id, {}) if wanted.any() else {}
+            for other, count in zip(*np.unique(answer[wanted], return_counts=True), strict=True):
+                answered[int(other)] = answered.get(int(other), 0) + int(count)
 
     def scores(self) -> Scores:
         """Return the IoU of each class that occurs in the truth, and their mean."""
@@ -43,4 +48,4 @@ class IoU:
             if self._truth[c]
         }
         total = sum(per_class.values()) / len(per_class) if per_class else 0.0
-        return Scores(total, per_class)
+        return Scores(total, per_class, confusion=self._confusion)

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kswap.arrays import Marks, Unit
 from kswap.config import TermConfig
 from kswap.data import ImageSet
 from kswap.data.samples import Samples
@@ -49,6 +52,7 @@ class Segmentation:
 
     name = "segmentation"
     score_name = "miou"
+    counts: Unit = "pixels"
     teacher_sees_views = True
 
     def units(
@@ -105,17 +109,33 @@ class Segmentation:
         class_ids: Sequence[int],
         num_rows: int,
         batch_size: int,
+        keep: Sequence[int] = (),
     ) -> Scores:
         """Return the mean IoU over the role's classes that occur, and that of each."""
         model.eval()
         iou = IoU(class_ids, images.covered)
+        wanted, seen, kept = set(keep), 0, []
         for examples in example_batches(images, pixels, batch_size):
             assert examples.masks is not None
             for answer, truth in zip(
                 answers(model, examples, num_rows), examples.masks, strict=True
             ):
                 iou.update(answer.cpu().numpy(), truth.cpu().numpy())
-        return iou.scores()
+                if seen in wanted:
+                    kept.append(
+                        _marks(answer, None if images.sizes is None else images.sizes[seen])
+                    )
+                seen += 1
+        return replace(iou.scores(), kept=tuple(kept))
+
+
+def _marks(answer: Tensor, size: Any) -> Marks:
+    """Return an answer without its padding."""
+    height, width = answer.shape if size is None else size
+    none = np.zeros(0, np.float32)
+    return Marks(
+        none.astype(np.int64), none, answer[:height, :width].cpu().numpy().astype(np.int16)
+    )
 
 
 def answers(model: nn.Module, examples: Examples, num_rows: int) -> Tensor:

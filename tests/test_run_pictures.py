@@ -1,0 +1,113 @@
+"""What a run keeps of its test images, for every task, and the figures drawn from it alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_runs import NEW, SCRIPT, TASKS, tiny_run
+
+import kswap
+from kswap.arrays import NOTHING, read_arrays
+from kswap.cli import main
+from kswap.config import SwapConfig
+from kswap.report.figures import draw_figures
+
+
+@pytest.fixture(scope="module", params=TASKS)
+def finished(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    return kswap.swap(SwapConfig.from_mapping(tiny_run(request.param, folder)))
+
+
+def arrays_of(finished):
+    names = [stage["name"] for stage in finished.results["stages"]]
+    arrays = read_arrays(finished.run_dir / "arrays", names)
+    assert list(arrays.stages) == names
+    return arrays
+
+
+def test_examples_are_of_every_role_with_truth_and_answers(finished):
+    arrays = arrays_of(finished)
+    roles = [example.role for example in arrays.examples]
+    assert set(roles) == {"learn", "forget", "retain"}
+    sizes = {role: images["test"] for role, images in finished.results["images"].items()}
+    assert all(roles.count(role) == min(4, size) for role, size in sizes.items())
+    assert arrays.labels[len(arrays.labels) - 1] == NEW
+    task = finished.results["task"]
+    for stage in arrays.stages.values():
+        for example, answer in zip(arrays.examples, stage.answers, strict=True):
+            assert (answer.mask is None) == (task != "segmentation")
+            assert (answer.boxes is None) == (task != "detection")
+            for marks in (example.truth, answer):
+                if marks.mask is not None:
+                    assert marks.mask.shape == example.image.shape[:2]
+
+
+def test_the_base_answers_no_learned_class_and_the_confusion_counts_all_test_units(finished):
+    arrays = arrays_of(finished)
+    learned = len(arrays.labels) - 1
+    assert all(learned not in counts for counts in arrays.stages["base"].confusion.values())
+    totals = [
+        {row: sum(counts.values()) for row, counts in stage.confusion.items()}
+        for stage in arrays.stages.values()
+    ]
+    assert totals[0] == totals[1] == totals[2]
+    assert learned in totals[0]
+    if finished.results["task"] == "classification":
+        last = finished.results["stages"][-1]["per_class"]
+        for row, counts in arrays.stages["2-forget"].confusion.items():
+            share = counts.get(row, 0) / sum(counts.values())
+            assert share == pytest.approx(last[arrays.labels[row]], abs=1e-6)
+    if finished.results["task"] != "detection":
+        assert all(NOTHING not in c for s in arrays.stages.values() for c in s.confusion.values())
+
+
+def test_figures_are_redrawn_from_numbers_and_arrays_alone(finished, tmp_path):
+    for part in ("results.json", "arrays"):
+        source = finished.run_dir / part
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / part)
+    results = json.loads((tmp_path / "results.json").read_text())
+    drawn = draw_figures(tmp_path, results)
+    assert [path.name for path in drawn] == ["learn.png", "forget.png", "retain.png"]
+    for path in drawn:
+        assert path.read_bytes() == (finished.run_dir / "figures" / path.name).read_bytes()
+        with Image.open(path) as image:
+            assert min(image.size) > 300
+
+
+def test_scores_are_those_without_keeping_anything(finished):
+    assert kswap.evaluate(finished.run_dir)["scores"] == finished.scores["2-forget"]
+
+
+def test_predict_writes_drawn_pictures_and_never_over_its_images(finished, tmp_path, capsys):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        pixels = np.random.default_rng(0).integers(0, 256, (60, 90, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / folder / "x.png")
+    images = [str(tmp_path / folder / "x.png") for folder in ("a", "b")]
+    words = ["predict", str(finished.run_dir), *images, "--to", str(tmp_path / "drawn")]
+    assert main(words) == 0
+    names = sorted(path.name for path in (tmp_path / "drawn").iterdir())
+    assert names == ["x-answer-2.png", "x-answer.png"]
+    with Image.open(tmp_path / "drawn" / "x-answer.png") as image:
+        assert image.width >= 90
+    assert main([*words[:-1], images[0]]) == 2
+    assert "is no folder to write to" in capsys.readouterr().err
+
+
+def test_a_damaged_array_is_one_line(finished, tmp_path):
+    shutil.copytree(finished.run_dir / "arrays", tmp_path / "arrays")
+    for name in ("answers-base.safetensors", "confusion-base.json", "examples.json"):
+        path = tmp_path / "arrays" / name
+        path.write_bytes(path.read_bytes()[:-20])
+        with pytest.raises(kswap.UserError, match=f"{name}: cannot be read"):
+            read_arrays(tmp_path / "arrays", ["base"])
+        shutil.copy(finished.run_dir / "arrays" / name, path)
+
+
+def test_the_forgotten_class_is_among_the_kept_names(finished):
+    assert SCRIPT in arrays_of(finished).labels.values()
