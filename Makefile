@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: setup demo test test-all lint format types imports docs check bench bench-step assets clean
+.PHONY: setup demo test test-all lint format types imports docs check fuzz bench bench-step assets clean
 
 setup: $(INSTALLED)
 
@@ -44,6 +44,9 @@ docs: setup  ## redraw what in docs/ is made from the code
 	$(BIN)/python scripts/make_docs.py
 
 check: lint types imports test
+
+fuzz: setup  ## 108,000 damaged configs, annotations, label maps and pictures
+	FUZZ_CASES=9000 $(BIN)/python -m pytest -n 2 --dist worksteal tests/fuzz
 
 bench: setup  ## the tables of docs/results.md: hours on 2 cores, goes on where it was stopped
 	$(BIN)/python scripts/make_benchmark.py
