@@ -15,13 +15,24 @@ _WHERE = {
     "SwapConfig": "kswap.config",
     "UserError": "kswap.errors",
     "SwapResult": "kswap.swapping",
+    "bench": "kswap.benching.bench",
     "swap": "kswap.swapping",
     "load": "kswap.models.artefact",
     "evaluate": "kswap.swapping",
 }
-__all__ = ["SwapConfig", "SwapResult", "UserError", "__version__", "evaluate", "load", "swap"]
+__all__ = [
+    "SwapConfig",
+    "SwapResult",
+    "UserError",
+    "__version__",
+    "bench",
+    "evaluate",
+    "load",
+    "swap",
+]
 
 if TYPE_CHECKING:
+    from kswap.benching.bench import bench
     from kswap.config import SwapConfig
     from kswap.errors import UserError
     from kswap.models.artefact import load
