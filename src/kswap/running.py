@@ -23,9 +23,11 @@ from kswap.evaluation import score_sets, summary
 from kswap.evaluation.examples import choose, examples_of, fit_answer
 from kswap.models import adapter as adapters
 from kswap.models import artefact, head, structure
+from kswap.models.features import Places
 from kswap.models.loading import Loaded
 from kswap.models.margin import lower_new_rows
 from kswap.objectives.sparsity import num_zero_groups
+from kswap.objectives.units import Bank
 from kswap.plan import Stage
 from kswap.report.card import write_card
 from kswap.report.figures import draw_figures
@@ -42,6 +44,7 @@ from kswap.training.checkpoint import (
 )
 from kswap.training.device import peak_memory_bytes
 from kswap.training.events import EventLog
+from kswap.training.informing import Asked, asked, bank_of, draws, places_of
 from kswap.training.loop import Trainee, enable_checkpointing, train_stage
 from kswap.training.optimiser import (
     Trainables,
@@ -52,6 +55,8 @@ from kswap.training.optimiser import (
 from kswap.training.progress import progress
 from kswap.training.streams import Streams
 from kswap.training.teaching import Features, answers_fit, class_means, observe, taught_roles
+
+_NOWHERE = Places()
 
 
 @dataclass
@@ -72,6 +77,8 @@ class Run:
     heads: tuple[str, ...] = ()
     teach_now: bool = False
     base_features: dict[Role, Features] = field(default_factory=dict)
+    asked: Asked = field(default_factory=Asked)
+    bank: Bank | None = None
 
     def finish(self) -> dict[str, Any]:
         """Train what is not trained yet, save, and return the content of results.json."""
@@ -81,8 +88,9 @@ class Run:
         if not self.position.stages:
             self.position.stages.append(self._scored("base", model, self.data.num_base_classes))
         heads = self.heads = head.find_heads(model)
-        teachers = self._base_outputs(model)
         blocks = structure.find_ffn_blocks(model)
+        self.asked = asked(self.stages, self.task, sets=self.data.sets, heads=heads, blocks=blocks)
+        teachers = self._base_outputs(model)
         scenes = self.task.name != "classification"
         init: Literal["random", "mean"] = (
             "mean" if scenes and self.config.head.init == "class-mean" else "random"
@@ -196,6 +204,9 @@ class Run:
             role_of_row=roles_of_rows(self.data.class_ids, codes)[:num_rows].to(device),
             num_base=self.data.num_base_classes,
             forgotten=(forgotten if stage.forgets else before).to(device),
+            places=places_of(stage, self.asked.places),
+            bank=self.bank,
+            draws=draws(stage),
         )
 
     def _stage(
@@ -325,17 +336,30 @@ class Run:
             )
         needed = set() if self.teach_now else needed
         starts_rows = self.config.head.init == "class-mean" and "learn" in first.target
-        wanted = needed | (set(first.active) if starts_rows else set())
+        wanted = needed | (set(first.active) if starts_rows else set()) | set(self.asked.roles)
         teachers: dict[Role, Teacher] = {}
+        inside: dict[Role, dict[str, Tensor]] = {}
         for role in ROLES:
             if role in wanted and role in sets:
-                answers, self.base_features[role] = self._observe(model, sets[role])
+                answers, self.base_features[role], inside[role] = self._observe(
+                    model, sets[role], self.asked.places
+                )
                 if role in needed:
-                    teachers[role] = answers
+                    teachers[role] = answers | (inside[role] if self.asked.own else {})
+        if self.asked.roles:
+            self.bank = bank_of(
+                {role: inside[role] for role in self.asked.roles},
+                self.data.sets,
+                forget_ids=self.data.class_ids.get("forget", ()),
+                num_base=self.data.num_base_classes,
+                device=self.accelerator.device,
+            )
         self._spent("base outputs", begin)
         return teachers
 
-    def _observe(self, model: Any, images: ImageSet) -> tuple[Teacher, Features]:
+    def _observe(
+        self, model: Any, images: ImageSet, places: Places = _NOWHERE
+    ) -> tuple[Teacher, Features, dict[str, Tensor]]:
         return observe(
             model,
             self.task,
@@ -343,6 +367,7 @@ class Run:
             self.heads,
             self._pixels,
             batch_size=self.config.training.eval_batch_size,
+            places=places,
         )
 
     def _scored(self, name: str, model: Any, num_rows: int) -> dict[str, Any]:

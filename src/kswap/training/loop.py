@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from kswap.config import SparsityConfig, TermConfig, TrainingConfig
+from kswap.models.features import recorded_features
 from kswap.objectives import OBJECTIVES, Units, serves
 from kswap.objectives.sparsity import group_lasso, proximal_step
 from kswap.plan import Stage
@@ -151,7 +152,10 @@ def _backward(trainee: Trainee, stage: Stage, batch: Batch) -> dict[str, Tensor]
                 examples = trainee.augment(examples)
             with accelerator.autocast():
                 teacher = _teacher(trainee, part, examples)
-                units = trainee.task.units(trainee.model, examples, teacher, view)
+                with recorded_features(trainee.model, view.places) as features:
+                    units = trainee.task.units(trainee.model, examples, teacher, view)
+            if view.bank is not None or view.draws:
+                units = [_informed(u, features, teacher, part.noise, view) for u in units]
             share = trainee.task.share(part.samples, batch.samples)
             values = compute_terms(
                 units, terms, {name: value / share for name, value in divisors.items()}
@@ -165,6 +169,25 @@ def _backward(trainee: Trainee, stage: Stage, batch: Batch) -> dict[str, Tensor]
             for name, value in values.items():
                 sums[name] = sums.get(name, torch.zeros_like(value.detach())) + value.detach()
     return sums
+
+
+def _informed(
+    units: Units,
+    features: dict[str, Tensor],
+    teacher: Mapping[str, Tensor] | None,
+    noise: Tensor,
+    view: View,
+) -> Units:
+    """Return units of whole images with what objectives on features ask for."""
+    base = {name: kept for name, kept in (teacher or {}).items() if name in features}
+    return replace(
+        units,
+        features=features or None,
+        num_blocks=view.places.num_blocks,
+        base_features=base or None,
+        noise=noise.to(units.class_ids.device),
+        bank=view.bank,
+    )
 
 
 def _teacher(trainee: Trainee, part: Batch, examples: Examples) -> dict[str, Tensor] | None:
