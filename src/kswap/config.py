@@ -351,6 +351,11 @@ class TrainingConfig(_Frozen):
         tuple[Literal["tensorboard", "trackio", "wandb"], ...], BeforeValidator(_as_tuple)
     ] = ()
     """Experiment trackers (through Accelerate), when installed."""
+    analysis: bool = False
+    """Also look at what each layer does: its change, gradients of each role and their cosines, in
+    RUN/arrays/analysis-STAGE.json. On the command line `--analysis` is short for it."""
+    analysis_steps: Annotated[int, Field(ge=1)] = 10
+    """Gradients are looked at in the first of so many steps (one more backward for each role)."""
     score_validation: bool = False
     """Also score the validation split after every stage (to choose hyper-parameters)."""
 

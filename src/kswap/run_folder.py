@@ -28,6 +28,7 @@ _OURS = frozenset(
         "checkpoints",
         "arrays",
         "figures",
+        "arrays",
         "report.html",
         "README.md",
         "cache",

@@ -34,6 +34,7 @@ from kswap.report.figures import draw_figures
 from kswap.run_folder import RunFolder, write_results
 from kswap.signals import Interrupts
 from kswap.tasks import Examples, Scores, Task, Teacher, View, roles_of_rows
+from kswap.training.analysis import Analysis, write_figures
 from kswap.training.augment import make_augment, make_scene_augment
 from kswap.training.checkpoint import (
     Position,
@@ -79,6 +80,7 @@ class Run:
     base_features: dict[Role, Features] = field(default_factory=dict)
     asked: Asked = field(default_factory=Asked)
     bank: Bank | None = None
+    blocks: tuple[structure.FfnBlock, ...] = ()
 
     def finish(self) -> dict[str, Any]:
         """Train what is not trained yet, save, and return the content of results.json."""
@@ -115,6 +117,7 @@ class Run:
         trainee = self._trainee(swapped, list(groups.values()))
         if weights := {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}:
             artefact.load_trainable_state(swapped, weights)
+        self.blocks = blocks
         for stage in self.stages[self.position.stage - 1 :]:
             self._stage(stage, trainee, swapped, teachers, tensors)
             tensors = {}
@@ -230,6 +233,7 @@ class Run:
             if self.accelerator.scaler is not None:
                 self.accelerator.scaler.load_state_dict(self.position.scaler)
         events = self._events()
+        analysis = self._analysis(swapped)
 
         def after_step(step: int) -> None:
             self.position.step = step
@@ -252,7 +256,10 @@ class Run:
                     events=events,
                     after_step=after_step,
                     report=report,
+                    analysis=analysis,
                 )
+            if analysis is not None:
+                self._write_analysis(stage, swapped, analysis)
             adapters.check_moved(before, swapped, stage=stage.name, num_steps=streams.num_steps)
             if stage.index == len(self.stages) and stage.knows_learned:
                 lower_new_rows(
@@ -272,6 +279,21 @@ class Run:
             self._checkpoint(trainee, events)
         finally:
             events.close()
+
+    def _analysis(self, swapped: Any) -> Analysis | None:
+        if not self.config.training.analysis:
+            return None
+        if not self.position.step:
+            self.position.analysis = {}
+        groups = adapters.adapter_groups(swapped, self.blocks)
+        every = self.config.training.analysis_steps
+        return Analysis(groups, every, kept=self.position.analysis)
+
+    def _write_analysis(self, stage: Stage, swapped: Any, analysis: Analysis) -> None:
+        figures = analysis.figures(adapters.adapter_changes(swapped, self.blocks))
+        path = write_figures(self.folder.path / "arrays", stage.name, figures)
+        self.on_note(f"analysis of stage {stage.name}: {analysis.seconds:.1f} s, in {path}")
+        self.position.analysis = {}
 
     def _first_to_learn(self, stage: Stage) -> bool:
         return "learn" in stage.target and not any(

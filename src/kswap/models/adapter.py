@@ -158,6 +158,23 @@ def adapter_tensors(peft_model: PeftModel) -> dict[str, nn.Parameter]:
     }
 
 
+@torch.no_grad()
+def adapter_changes(
+    peft_model: PeftModel, blocks: Sequence[FfnBlock]
+) -> dict[str, list[tuple[float, float]]]:
+    """Return for each linear of each block ||scale · B·A||_F, and that divided by ||W||_F."""
+    base = peft_model.get_base_model()
+    changes: dict[str, list[tuple[float, float]]] = {}
+    for block in blocks:
+        for name in block.linears:
+            layer: Any = base.get_submodule(name)
+            norm = float(torch.linalg.vector_norm(layer.get_delta_weight(ADAPTER_NAME)))
+            weight = float(torch.linalg.vector_norm(layer.get_base_layer().weight))
+            relative = norm / weight if weight else 0.0
+            changes.setdefault(block.name, []).append((norm, relative))
+    return changes
+
+
 def snapshot(peft_model: PeftModel) -> dict[str, Tensor]:
     """Copy every LoRA matrix, to compare with at the end of a stage."""
     return {name: tensor.detach().clone() for name, tensor in adapter_tensors(peft_model).items()}

@@ -81,7 +81,7 @@ def _place(
     values, vectors = torch.linalg.eigh(covariance + _SHRINKAGE * mean_variance * eye)
     whitening = (vectors * values.clamp_min(1e-12).rsqrt()) @ vectors.T
     main = (
-        _directions(kept - centre, _RETAINED_ENERGY)
+        _directions(kept - kept.mean(0), _RETAINED_ENERGY)
         if len(kept)
         else rows.new_zeros(rows.shape[1], 0)
     )
@@ -98,7 +98,7 @@ def _spectrum(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Return orthonormal directions (size, n), by variance, and the share up to each (n,)."""
     _, singular, right = torch.linalg.svd(rows, full_matrices=False)
     energy = singular.square().cumsum(0)
-    return right.T.contiguous(), energy / energy[-1].clamp_min(1e-12)
+    return right.T.contiguous(), energy / energy[-1].clamp_min(torch.finfo(energy.dtype).tiny)
 
 
 def _directions(rows: Tensor, share: float) -> Tensor:

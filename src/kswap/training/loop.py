@@ -24,6 +24,7 @@ from kswap.objectives import OBJECTIVES, Units, serves
 from kswap.objectives.sparsity import group_lasso, proximal_step
 from kswap.plan import Stage
 from kswap.tasks import Examples, Task, View, make_examples
+from kswap.training.analysis import Analysis
 from kswap.training.events import EventLog
 from kswap.training.optimiser import Trainables, learning_rate
 from kswap.training.progress import Progress, describe
@@ -87,6 +88,7 @@ def train_stage(
     events: EventLog,
     after_step: Callable[[int], None],
     report: Progress,
+    analysis: Analysis | None = None,
 ) -> None:
     """Train from `first_step` to the end of the stage.
 
@@ -100,6 +102,7 @@ def train_stage(
         events: gets one line per step.
         after_step: called with the number of finished steps (checkpoints, signals).
         report: progress bar.
+        analysis: looks at the gradients of some steps; results are the same without it.
 
     Raises:
         NonFiniteLossError: a term is not finite.
@@ -113,7 +116,10 @@ def train_stage(
         for group in optimiser.param_groups:
             group["lr"] = rate
         batch = streams.batch(step)
-        terms = _backward(trainee, stage, batch)
+        looks = analysis if analysis is not None and analysis.looks_at(step) else None
+        terms = _backward(trainee, stage, batch, looks)
+        if looks is not None:
+            looks.close(step)
         if stage.config.optimiser.clip_norm is not None:
             limit = stage.config.optimiser.clip_norm
             trainee.accelerator.clip_grad_norm_(trainee.moved.parameters, limit)
@@ -136,7 +142,9 @@ def train_stage(
         report(step + 1, num_steps, describe(events.last, epoch=epoch, images_per_s=speed))
 
 
-def _backward(trainee: Trainee, stage: Stage, batch: Batch) -> dict[str, Tensor]:
+def _backward(
+    trainee: Trainee, stage: Stage, batch: Batch, analysis: Analysis | None = None
+) -> dict[str, Tensor]:
     """Forward and backward of one step in micro-batches; return the terms of the whole batch."""
     accelerator = trainee.accelerator
     terms = stage.config.terms
@@ -164,6 +172,8 @@ def _backward(trainee: Trainee, stage: Stage, batch: Batch) -> dict[str, Tensor]
             if last and sparsity.weight and sparsity.method == "subgradient":
                 norms = group_lasso(trainee.groups, epsilon=sparsity.epsilon)
                 values["group_lasso"] = sparsity.weight * norms
+            if values and analysis is not None:
+                analysis.look(values, terms)
             if values:
                 accelerator.backward(torch.stack(list(values.values())).sum())
             for name, value in values.items():
