@@ -66,7 +66,7 @@ def test_the_change_of_the_layers_is_that_of_the_saved_adapter(values):
         plain = name.removeprefix("base_model.model.").replace(".lora_A.weight", "")
         block = int(plain.split(".layers.")[1].split(".")[0])
         expected = float((scale * up @ down).norm())
-        weight = float(base.get_submodule(plain).weight.norm())
+        weight = float(base.get_submodule(plain).weight.detach().norm())
         values_ = [norms[f"linear {n}"][block] for n in (1, 2)]
         shares = [relative[f"linear {n}"][block] for n in (1, 2)]
         assert any(v == pytest.approx(expected, rel=1e-4) for v in values_)
