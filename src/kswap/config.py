@@ -310,6 +310,15 @@ class StageConfig(_Frozen):
     """Optimiser and schedule."""
     sparsity: SparsityConfig = Field(default_factory=SparsityConfig)
     """Group lasso."""
+    saliency: Share | None = None
+    """Share of each adapter tensor's entries that train: those with the largest gradient of the
+    cross-entropy on forget images when the stage begins (SalUn). None: all."""
+    consolidation: NonNegative = 0.0
+    """Factor of 1/2 Σ F (θ - θ_0)² over the adapter (EWC), F the Fisher information on images of
+    protected roles when the stage begins; 0 leaves it out."""
+    negate: Positive | None = None
+    """Task arithmetic: what the stage did to the layers is taken off again so many times after it,
+    that is, W_before - negate · (W_after - W_before), at the adapter's rank. None: it stays."""
 
     @model_validator(mode="after")
     def _anchor_is_a_stream(self) -> StageConfig:
@@ -384,6 +393,7 @@ class SwapConfig(_Frozen):
         "neggrad+",
         "random-labels",
         "scrub",
+        "salun",
         "bad-teacher",
         "boundary-shrink",
         "tilted",
@@ -391,6 +401,8 @@ class SwapConfig(_Frozen):
         "gs-lora",
         "gs-lora++",
         "lwf",
+        "ewc",
+        "task-arithmetic",
     ] = "default"
     """Values for what is not given; see kswap.presets. All but the first three are for
     classification."""

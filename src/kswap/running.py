@@ -53,6 +53,7 @@ from kswap.training.optimiser import (
     make_optimiser,
     optimiser_state,
 )
+from kswap.training.preparing import prepare
 from kswap.training.progress import progress
 from kswap.training.streams import Streams
 from kswap.training.teaching import Features, answers_fit, class_means, observe, taught_roles
@@ -155,6 +156,7 @@ class Run:
         *,
         optimiser: Any = None,
         before: Mapping[str, Tensor] | None = None,
+        prepared: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Write a checkpoint; within a stage, with the optimiser and the adapter it began with."""
         begin = time.perf_counter()
@@ -164,6 +166,7 @@ class Run:
         if optimiser is not None:
             tensors |= optimiser_state(optimiser, trainee.moved)
         tensors |= {f"before.{name}": tensor for name, tensor in (before or {}).items()}
+        tensors |= {f"prepared.{name}": tensor for name, tensor in (prepared or {}).items()}
         if self.accelerator.scaler is not None:
             self.position.scaler = self.accelerator.scaler.state_dict()
         save_checkpoint(self.folder.checkpoints, tensors, self.position)
@@ -226,6 +229,10 @@ class Run:
         if self.position.step == 0 and self._first_to_learn(stage):
             self._initialise_rows(swapped, stage)
         before = adapters.snapshot(swapped)
+        if self.position.step:
+            prepared = {k[9:]: v for k, v in tensors.items() if k.startswith("prepared.")}
+        else:
+            prepared = prepare(trainee, stage, streams, sets)
         optimiser = self.accelerator.prepare(make_optimiser(trainee.moved, stage.config.optimiser))
         if self.position.step:
             before = {k[7:]: v for k, v in tensors.items() if k.startswith("before.")} or before
@@ -239,7 +246,9 @@ class Run:
             self.position.step = step
             due = step % self.config.training.checkpoint_steps == 0 and step < streams.num_steps
             if due or self.interrupts.received:
-                self._checkpoint(trainee, events, optimiser=optimiser, before=before)
+                self._checkpoint(
+                    trainee, events, optimiser=optimiser, before=before, prepared=prepared
+                )
             if self.interrupts.received:
                 raise Terminated
 
@@ -257,10 +266,13 @@ class Run:
                     after_step=after_step,
                     report=report,
                     analysis=analysis,
+                    prepared=self._on_device(prepared, before),
                 )
             if analysis is not None:
                 self._write_analysis(stage, swapped, analysis)
             adapters.check_moved(before, swapped, stage=stage.name, num_steps=streams.num_steps)
+            if stage.config.negate is not None:
+                adapters.negate(swapped, before, stage.config.negate)
             if stage.index == len(self.stages) and stage.knows_learned:
                 lower_new_rows(
                     swapped,
@@ -279,6 +291,15 @@ class Run:
             self._checkpoint(trainee, events)
         finally:
             events.close()
+
+    def _on_device(
+        self, prepared: Mapping[str, Tensor], before: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Return what a stage was prepared with, and the values that are held, where it trains."""
+        fixed = {**prepared}
+        if any(name.startswith("fisher.") for name in prepared):
+            fixed |= {f"anchor.{name}": tensor for name, tensor in before.items()}
+        return {name: tensor.to(self.accelerator.device) for name, tensor in fixed.items()}
 
     def _analysis(self, swapped: Any) -> Analysis | None:
         if not self.config.training.analysis:

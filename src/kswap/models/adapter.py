@@ -180,6 +180,29 @@ def snapshot(peft_model: PeftModel) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in adapter_tensors(peft_model).items()}
 
 
+@torch.no_grad()
+def negate(peft_model: PeftModel, before: Mapping[str, Tensor], factor: float) -> None:
+    """Turn round what happened to the adapter since a snapshot (task arithmetic), in place.
+
+    B·A becomes the best approximation, at the same rank, of B_0·A_0 - factor · (B·A - B_0·A_0);
+    from B_0 = 0 that is exact. Source: Ilharco et al. 2023 (arXiv 2212.04089).
+    """
+    now = adapter_tensors(peft_model)
+    for name, down in now.items():
+        if ".lora_A." not in name:
+            continue
+        up, old_down, old_up = now[_partner(name)], before[name], before[_partner(name)]
+        tall = torch.cat([(1 + factor) * old_up.to(up), -factor * up], 1).double()
+        wide = torch.cat([old_down.to(down), down]).double()
+        left, inner = torch.linalg.qr(tall)
+        right, outer = torch.linalg.qr(wide.T)
+        u, singular, v = torch.linalg.svd(inner @ outer.T)
+        rank = len(down)
+        root = singular[:rank].sqrt()
+        up.copy_((left @ u[:, :rank]) * root)
+        down.copy_(root[:, None] * (v[:rank] @ right.T))
+
+
 def check_moved(
     before: Mapping[str, Tensor],
     peft_model: PeftModel,

@@ -68,6 +68,23 @@ SCRUB = _baseline(
         "forget": _term("forget", "negative_distillation", 0.1),
     }
 )
+SALUN = _baseline(
+    {"retain": _RETAIN, "forget": _term("forget", "random_labels")},
+    stage={"saliency": 0.5},  # Fan et al. 2024: the median
+)
+TASK_ARITHMETIC: dict[str, Any] = {
+    **DEFAULT,
+    "head": {**DEFAULT["head"], "train": "new"},  # the vector is that of the layers
+    "stages": {
+        **DEFAULT["stages"],
+        # Ilharco et al. 2023: fine-tune on what is to be forgotten, then go the other way.
+        "forget": {
+            **DEFAULT["stages"]["forget"],
+            "terms": {"forget": _term("forget", "cross_entropy")},
+            "negate": 1.0,
+        },
+    },
+}
 BAD_TEACHER = _baseline(
     {"keep": _term("retain", "distillation"), "forget": _term("forget", "uniform")}
 )
@@ -135,12 +152,33 @@ LWF: dict[str, Any] = {
         },
     },
 }
+# Elastic weight consolidation (Kirkpatrick et al. 2017): the Fisher information stands for the
+# images to retain, which no term names.
+_EWC = {"consolidation": 100.0}
+EWC: dict[str, Any] = {
+    **DEFAULT,
+    "stages": {
+        "learn": {**DEFAULT["stages"]["learn"], "terms": {"learn": _LEARN}, **_EWC},
+        **{
+            kind: {
+                **DEFAULT["stages"][kind],
+                "terms": {
+                    "learn": _LEARN,
+                    "forget": _term("forget", "bounded_ce_sample", 0.5),
+                },
+                **_EWC,
+            }
+            for kind in ("forget", "joint")
+        },
+    },
+}
 
 BASELINES: dict[str, dict[str, Any]] = {
     "ft": FINE_TUNE,
     "neggrad+": NEGGRAD_PLUS,
     "random-labels": RANDOM_LABELS,
     "scrub": SCRUB,
+    "salun": SALUN,
     "bad-teacher": BAD_TEACHER,
     "boundary-shrink": BOUNDARY_SHRINK,
     "tilted": TILTED,
@@ -148,4 +186,6 @@ BASELINES: dict[str, dict[str, Any]] = {
     "gs-lora": GS_LORA,
     "gs-lora++": GS_LORA_PLUS,
     "lwf": LWF,
+    "ewc": EWC,
+    "task-arithmetic": TASK_ARITHMETIC,
 }

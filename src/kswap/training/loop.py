@@ -21,6 +21,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from kswap.config import SparsityConfig, TermConfig, TrainingConfig
 from kswap.models.features import recorded_features
 from kswap.objectives import OBJECTIVES, Units, serves
+from kswap.objectives.consolidation import consolidation
 from kswap.objectives.sparsity import group_lasso, proximal_step
 from kswap.plan import Stage
 from kswap.tasks import Examples, Task, View, make_examples
@@ -30,6 +31,7 @@ from kswap.training.optimiser import Trainables, learning_rate
 from kswap.training.progress import Progress, describe
 from kswap.training.streams import Batch, Streams
 
+_NOTHING: Mapping[str, Tensor] = {}
 Augment = Callable[[Examples], Examples]
 
 
@@ -89,6 +91,7 @@ def train_stage(
     after_step: Callable[[int], None],
     report: Progress,
     analysis: Analysis | None = None,
+    prepared: Mapping[str, Tensor] = _NOTHING,
 ) -> None:
     """Train from `first_step` to the end of the stage.
 
@@ -103,6 +106,7 @@ def train_stage(
         after_step: called with the number of finished steps (checkpoints, signals).
         report: progress bar.
         analysis: looks at the gradients of some steps; results are the same without it.
+        prepared: what `preparing.prepare` found, and `anchor.NAME` beside each `fisher.NAME`.
 
     Raises:
         NonFiniteLossError: a term is not finite.
@@ -117,9 +121,12 @@ def train_stage(
             group["lr"] = rate
         batch = streams.batch(step)
         looks = analysis if analysis is not None and analysis.looks_at(step) else None
-        terms = _backward(trainee, stage, batch, looks)
+        terms = _backward(trainee, stage, batch, looks, prepared)
         if looks is not None:
             looks.close(step)
+        for name, parameter in trainee.moved.adapter:
+            if f"mask.{name}" in prepared and parameter.grad is not None:
+                parameter.grad.mul_(prepared[f"mask.{name}"])
         if stage.config.optimiser.clip_norm is not None:
             limit = stage.config.optimiser.clip_norm
             trainee.accelerator.clip_grad_norm_(trainee.moved.parameters, limit)
@@ -143,7 +150,11 @@ def train_stage(
 
 
 def _backward(
-    trainee: Trainee, stage: Stage, batch: Batch, analysis: Analysis | None = None
+    trainee: Trainee,
+    stage: Stage,
+    batch: Batch,
+    analysis: Analysis | None = None,
+    prepared: Mapping[str, Tensor] = _NOTHING,
 ) -> dict[str, Tensor]:
     """Forward and backward of one step in micro-batches; return the terms of the whole batch."""
     accelerator = trainee.accelerator
@@ -155,15 +166,7 @@ def _backward(
     for number, part in enumerate(parts):
         last = number == len(parts) - 1
         with nullcontext() if last else accelerator.no_sync(trainee.model):
-            examples = make_examples(part.samples, trainee.pixels, part.roles)
-            if trainee.augment is not None:
-                examples = trainee.augment(examples)
-            with accelerator.autocast():
-                teacher = _teacher(trainee, part, examples)
-                with recorded_features(trainee.model, view.places) as features:
-                    units = trainee.task.units(trainee.model, examples, teacher, view)
-            if view.bank is not None or view.draws:
-                units = [_informed(u, features, teacher, part.noise, view) for u in units]
+            units = units_of(trainee, stage, part)
             share = trainee.task.share(part.samples, batch.samples)
             values = compute_terms(
                 units, terms, {name: value / share for name, value in divisors.items()}
@@ -172,6 +175,13 @@ def _backward(
             if last and sparsity.weight and sparsity.method == "subgradient":
                 norms = group_lasso(trainee.groups, epsilon=sparsity.epsilon)
                 values["group_lasso"] = sparsity.weight * norms
+            if last and stage.config.consolidation:
+                held = consolidation(
+                    (parameter, prepared[f"anchor.{name}"], prepared[f"fisher.{name}"])
+                    for name, parameter in trainee.moved.adapter
+                    if f"fisher.{name}" in prepared
+                )
+                values["consolidation"] = stage.config.consolidation * held
             if values and analysis is not None:
                 analysis.look(values, terms)
             if values:
@@ -179,6 +189,21 @@ def _backward(
             for name, value in values.items():
                 sums[name] = sums.get(name, torch.zeros_like(value.detach())) + value.detach()
     return sums
+
+
+def units_of(trainee: Trainee, stage: Stage, part: Batch) -> list[Units]:
+    """Do one forward, with gradient, and return the units of a (micro-)batch."""
+    view = trainee.views[stage.name]
+    examples = make_examples(part.samples, trainee.pixels, part.roles)
+    if trainee.augment is not None:
+        examples = trainee.augment(examples)
+    with trainee.accelerator.autocast():
+        teacher = _teacher(trainee, part, examples)
+        with recorded_features(trainee.model, view.places) as features:
+            units = trainee.task.units(trainee.model, examples, teacher, view)
+    if view.bank is None and not view.draws:
+        return units
+    return [_informed(u, features, teacher, part.noise, view) for u in units]
 
 
 def _informed(
