@@ -17,6 +17,7 @@ from kswap.models.features import Places, recorded_features
 from kswap.models.head import find_heads
 from kswap.models.structure import find_ffn_blocks
 from kswap.presets import PRESETS
+from kswap.training.informing import some_of_each
 
 LOOKING = {
     "spread": {"roles": ["forget"], "objective": "dispersion", "layers": ["head", 0.5, 1.0]},
@@ -104,6 +105,26 @@ def test_terms_on_features_pull_at_the_adapter_and_are_the_same_bits_again(value
     assert all(torch.equal(weights[1][n], weights[2][n]) for n in weights[1])
     assert any(not torch.equal(weights[0][n], weights[1][n]) for n in weights[0])
     assert {"spread", "like", "own"} <= set(events(one)[-1]["terms"])
+
+
+def test_features_can_be_looked_at_where_activations_are_recomputed(values):
+    stages = with_terms(values, LOOKING)
+    whole = load_file(run(values, "whole", stages=stages) / "adapter/adapter_model.safetensors")
+    training = {**values["training"], "gradient_checkpointing": True}
+    folder = run(values, "recomputed", stages=stages, training=training)
+    saved = load_file(folder / "adapter/adapter_model.safetensors")
+    assert max(float((whole[name] - saved[name]).abs().max()) for name in whole) < 1e-4
+
+
+def test_features_that_do_not_fit_into_memory_say_so(values):
+    stages = with_terms(values, LOOKING)
+    with pytest.raises(UserError, match="memory_limit_bytes: 1000 is too little"):
+        run(values, "x", stages=stages, data={"memory_limit_bytes": 1000})
+
+
+def test_the_bank_takes_evenly_from_every_class():
+    ids = torch.tensor([0] * 10 + [2] * 2)
+    assert some_of_each(ids, 4).tolist() == [0, 3, 6, 9, 10, 11]
 
 
 @pytest.mark.parametrize(

@@ -411,6 +411,7 @@ class Run:
             self._pixels,
             batch_size=self.config.training.eval_batch_size,
             places=places,
+            limit_bytes=self.config.data.memory_limit_bytes,
         )
 
     def _scored(self, name: str, model: Any, num_rows: int) -> dict[str, Any]:

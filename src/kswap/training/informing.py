@@ -27,6 +27,8 @@ from kswap.plan import Stage
 from kswap.tasks import Task
 
 Sets = Mapping[Role, Mapping[Split, ImageSet]]
+_PER_CLASS = 300
+"""Images of a class in the bank at most: enough for its mean, and it stays on the device."""
 _BANK_ROLES: tuple[Role, ...] = ("forget", "retain")
 
 
@@ -110,15 +112,27 @@ def bank_of(
     device: torch.device,
 ) -> Bank:
     """Return what the base makes of the classes whose training images were looked at."""
+    ids = {role: torch.from_numpy(sets[role]["train"].class_ids) for role in features}
+    rows = {role: some_of_each(ids[role], _PER_CLASS) for role in features}
     return build_bank(
         {
-            role: {name: kept.to(device) for name, kept in found.items()}
+            role: {name: kept[rows[role]].to(device) for name, kept in found.items()}
             for role, found in features.items()
         },
-        {role: torch.from_numpy(sets[role]["train"].class_ids).to(device) for role in features},
+        {role: ids[role][rows[role]].to(device) for role in features},
         forget_ids=forget_ids,
         num_base=num_base,
     )
+
+
+def some_of_each(class_ids: Tensor, most: int) -> Tensor:
+    """Return rows, ascending, of at most so many images of each class, evenly spaced."""
+    chosen = []
+    for c in torch.unique(class_ids):
+        rows = (class_ids == c).nonzero()[:, 0]
+        places = torch.linspace(0, len(rows) - 1, min(most, len(rows)), dtype=torch.float64)
+        chosen.append(rows[places.round().long()])
+    return torch.cat(chosen).sort().values
 
 
 def draws(stage: Stage) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kswap.config import Role
 from kswap.data import ImageSet
+from kswap.errors import UserError
 from kswap.models.features import Places, recorded_features
 from kswap.objectives import NEEDS_BASE
 from kswap.plan import Stage
@@ -56,10 +57,14 @@ def observe(
     *,
     batch_size: int,
     places: Places = _NOWHERE,
+    limit_bytes: int | None = None,
 ) -> tuple[Teacher, Features, dict[str, Tensor]]:
     """Return answers, the features of every head, and those at `places`, on the CPU.
 
     The last are (images, size) by name of the place.
+
+    Raises:
+        UserError: those at `places` need more than `limit_bytes`.
     """
     model.eval()
     answers: list[Teacher] = []
@@ -71,6 +76,13 @@ def observe(
         answers.append({name: kept.cpu() for name, kept in taught.items()})
         features.append({name: (f.cpu(), c.cpu()) for name, (f, c) in found.items()})
         inside.append({name: f.float().cpu() for name, f in recorded.items()})
+        size = sum(f.nbytes for f in inside[0].values()) // len(examples)
+        if limit_bytes is not None and len(inside) == 1 and size * len(images) > limit_bytes:
+            raise UserError(
+                f"data.memory_limit_bytes: {limit_bytes} is too little for the base model's "
+                f"features of {len(images)} images ({size * len(images)} bytes); name fewer "
+                "layers in the terms, use a smaller fraction of the images, or raise it"
+            )
     in_heads = {
         name: (
             torch.cat([part[name][0] for part in features]),
