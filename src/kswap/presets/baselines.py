@@ -39,16 +39,15 @@ def _baseline(forget: dict[str, Any], *, stage: dict[str, Any] | None = None) ->
 
 
 # Fine-tuning on what is kept; forget images are never shown, and what is lost is lost by neglect.
+# There is no stage that forgets: with an order other than L the plan says so.
+_FINE_TUNE = {
+    **DEFAULT["stages"]["joint"],  # as long as learning and forgetting together
+    "terms": {"learn": _LEARN, "retain": _RETAIN},
+}
 FINE_TUNE: dict[str, Any] = {
     **DEFAULT,
     "order": "L",
-    "stages": {
-        **DEFAULT["stages"],
-        "learn": {
-            **DEFAULT["stages"]["joint"],  # as long as learning and forgetting together
-            "terms": {"learn": _LEARN, "retain": _RETAIN},
-        },
-    },
+    "stages": dict.fromkeys(("learn", "forget", "joint"), _FINE_TUNE),
 }
 NEGGRAD_PLUS = _baseline(
     {
