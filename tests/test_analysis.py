@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 import kswap
-from kswap.config import SwapConfig, TermConfig
+from kswap.cli import _split_overrides
+from kswap.config import SwapConfig, TermConfig, parse_overrides
 from kswap.training.analysis import Analysis
 
 
@@ -104,3 +105,9 @@ def test_gradients_of_roles_are_those_of_their_terms_and_add_up_over_micro_batch
     assert series["Change of the layers"] == {"linear 1": [0.0, 0.0], "linear 2": [None, 1.0]}
     assert analysis.looks_at(4)
     assert not analysis.looks_at(5)
+
+
+def test_analysis_on_the_command_line_is_a_flag():
+    words, overrides = _split_overrides(["run", "swap.yaml", "--analysis", "--seed", "1"])
+    assert words == ["run", "swap.yaml"]
+    assert parse_overrides(overrides) == {"training": {"analysis": True}, "seed": 1}
