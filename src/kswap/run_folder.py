@@ -28,7 +28,6 @@ _OURS = frozenset(
         "checkpoints",
         "arrays",
         "figures",
-        "arrays",
         "report.html",
         "README.md",
         "cache",
