@@ -141,3 +141,10 @@ def test_an_objective_that_needs_retained_images_says_so(values, objective, said
 def test_a_preset_of_another_task_says_so():
     with pytest.raises(UserError, match="'scrub' has no values for detection; take one of default"):
         SwapConfig.from_mapping({"model": "m", "preset": "scrub", "task": "detection"})
+
+
+@pytest.mark.parametrize("layers", [["foo"], [0], [2], 5, [True], ["head", None]])
+def test_a_layer_that_is_none_is_said_in_one_line(values, layers):
+    terms = {"spread": {"roles": ["forget"], "objective": "dispersion", "layers": layers}}
+    with pytest.raises(UserError, match=r"layers.*is no place; take head, all, or a share"):
+        SwapConfig.from_mapping({**values, "stages": with_terms(values, terms)})

@@ -49,6 +49,19 @@ def _as_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _as_layers(value: object) -> object:
+    """Return places as a tuple; one that is none is said in one line, not once for each type."""
+    places = value if isinstance(value, list | tuple) else (value,)
+    for place in places:
+        number = isinstance(place, int | float) and not isinstance(place, bool) and 0 < place <= 1
+        if place not in ("head", "all") and not number:
+            raise ValueError(
+                f"{place!r} is no place; take head, all, or a share of the depth above 0 and up "
+                "to 1, as in [head, 0.5, 1.0]"
+            )
+    return tuple(places)
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
@@ -243,7 +256,7 @@ class TermConfig(_Frozen):
     temperature: Positive = 1.0
     """Softmax temperature of the distillation objectives; of `class_mean_head` that of its cosines,
     divided by 10."""
-    layers: Annotated[tuple[Layer, ...], BeforeValidator(_as_tuple)] = ("head",)
+    layers: Annotated[tuple[Layer, ...], BeforeValidator(_as_layers)] = ("head",)
     """Where the objectives on features look (classification): `head`, what the head receives; a
     number from 0 to 1, the output of the block at that share of the depth (1: the last block), its
     first token and the mean of its tokens; `all`, the head and every block. The loss is the mean
