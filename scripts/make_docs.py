@@ -90,8 +90,14 @@ def config_page() -> str:
                 f"| `{name}` | {type_name(field.annotation)} | {default(field)} | {meaning} |"
             )
         parts.append("")
-    parts.append("## Presets\n\nValues with source and reason: `src/kswap/presets/`.\n")
+    parts.append(
+        "## Presets\n\nValues with source and reason: `src/kswap/presets/`. Those of methods to "
+        f"compare with ({', '.join(f'`{name}`' for name in presets.BASELINES)}) are described in "
+        "method.md.\n"
+    )
     for name, by_task in presets.PRESETS.items():
+        if name in presets.BASELINES:
+            continue
         for task, values in by_task.items():
             dumped = yaml.dump(values, Dumper=Plain, sort_keys=False)
             parts.append(f"### {name}, {task}\n\n```yaml\n{dumped}```\n")

@@ -30,6 +30,7 @@ in one run."""
 _OVERRIDES = """\
 Every key of the config can be given as --a.b value, for example
   --order FL  --seed 1  --preset paper  --stages.learn.epochs 3  --training.device cpu
+--analysis is short for --training.analysis true (what each layer does).
 `kswap schema` prints all keys with what they mean, as a JSON Schema."""
 
 
@@ -169,6 +170,9 @@ def _split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
         option = word.split("=")[0]
         if not word.startswith("--") or option in own[words[0]] or word in ("--help", "--"):
             plain.append(word)  # what follows an own option is a plain word
+            continue
+        if word == "--analysis":
+            overrides.append("--training.analysis=true")
             continue
         overrides += [word] if "=" in word else [word, *_next(rest)]
     return plain, overrides

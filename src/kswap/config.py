@@ -34,17 +34,32 @@ Role = Literal["learn", "forget", "retain"]
 Split = Literal["train", "validation", "test"]
 StageKind = Literal["learn", "forget", "joint"]
 TaskName = Literal["classification", "segmentation", "detection"]
+TASKS: tuple[TaskName, ...] = ("classification", "segmentation", "detection")
 ROLES: tuple[Role, ...] = ("learn", "forget", "retain")
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
+Layer = Literal["head", "all"] | Share
 Colour = Annotated[int, Field(ge=0, le=255)]
 
 
 def _as_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
+
+
+def _as_layers(value: object) -> object:
+    """Return places as a tuple; one that is none is said in one line, not once for each type."""
+    places = value if isinstance(value, list | tuple) else (value,)
+    for place in places:
+        number = isinstance(place, int | float) and not isinstance(place, bool) and 0 < place <= 1
+        if place not in ("head", "all") and not number:
+            raise ValueError(
+                f"{place!r} is no place; take head, all, or a share of the depth above 0 and up "
+                "to 1, as in [head, 0.5, 1.0]"
+            )
+    return tuple(places)
 
 
 class _Frozen(BaseModel):
@@ -216,8 +231,21 @@ class TermConfig(_Frozen):
         "masked_distillation",
         "distillation",
         "restricted_distillation",
+        "tilted_distillation",
+        "negative_ce",
+        "negative_distillation",
+        "random_labels",
+        "uniform",
+        "nearest_class",
+        "dispersion",
+        "impersonation",
+        "class_mean_head",
+        "subspace",
+        "feature_distillation",
+        "prototype",
+        "bounded_prototype",
     ]
-    """Name of the objective (kswap.objectives)."""
+    """Name of the objective (kswap.objectives; equations in docs/method.md)."""
     weight: NonNegative = 1.0
     """Factor of the term; 0 leaves it out."""
     reduction: Literal["mean", "share"] = "mean"
@@ -226,7 +254,23 @@ class TermConfig(_Frozen):
     bound: Positive | None = None
     """Nats at which a bounded cross-entropy stops pushing; None means ln K (K rows of the head)."""
     temperature: Positive = 1.0
-    """Softmax temperature of the distillation objectives."""
+    """Softmax temperature of the distillation objectives; of `class_mean_head` that of its cosines,
+    divided by 10."""
+    layers: Annotated[tuple[Layer, ...], BeforeValidator(_as_layers)] = ("head",)
+    """Where the objectives on features look (classification): `head`, what the head receives; a
+    number from 0 to 1, the output of the block at that share of the depth (1: the last block), its
+    first token and the mean of its tokens; `all`, the head and every block. The loss is the mean
+    over the places."""
+    whiten: bool = False
+    """Whether features are first whitened by the base's covariance within classes on the training
+    images, so that directions that hardly vary count as much as those that do, as they do for a
+    linear probe."""
+    tilt: NonNegative = 1.0
+    """Of `tilted_distillation`: factor on the similarity of classes, a cosine; 0 is
+    `masked_distillation`."""
+    energy: Share = 0.9
+    """Of `subspace`: share of the variance of the forget class's features that its subspace
+    holds."""
 
 
 class SparsityConfig(_Frozen):
@@ -279,6 +323,15 @@ class StageConfig(_Frozen):
     """Optimiser and schedule."""
     sparsity: SparsityConfig = Field(default_factory=SparsityConfig)
     """Group lasso."""
+    saliency: Share | None = None
+    """Share of each adapter tensor's entries that train: those with the largest gradient of the
+    cross-entropy on forget images when the stage begins (SalUn). None: all."""
+    consolidation: NonNegative = 0.0
+    """Factor of 1/2 Σ F (θ - θ_0)² over the adapter (EWC), F the Fisher information on images of
+    protected roles when the stage begins; 0 leaves it out."""
+    negate: Positive | None = None
+    """Task arithmetic: what the stage did to the layers is taken off again so many times after it,
+    that is, W_before - negate · (W_after - W_before), at the adapter's rank. None: it stays."""
 
     @model_validator(mode="after")
     def _anchor_is_a_stream(self) -> StageConfig:
@@ -320,6 +373,11 @@ class TrainingConfig(_Frozen):
         tuple[Literal["tensorboard", "trackio", "wandb"], ...], BeforeValidator(_as_tuple)
     ] = ()
     """Experiment trackers (through Accelerate), when installed."""
+    analysis: bool = False
+    """Also look at what each layer does: its change, gradients of each role and their cosines, in
+    RUN/arrays/analysis-STAGE.json. On the command line `--analysis` is short for it."""
+    analysis_steps: Annotated[int, Field(ge=1)] = 10
+    """Gradients are looked at in the first of so many steps (one more backward for each role)."""
     score_validation: bool = False
     """Also score the validation split after every stage (to choose hyper-parameters)."""
 
@@ -339,8 +397,28 @@ class SwapConfig(_Frozen):
     """Classes to retain. Optional: preset retain-free uses none for training."""
     order: Annotated[str, Field(pattern="^[LFJ]+$")] = "LF"
     """Stages: a string of L (learn), F (forget) and J (joint)."""
-    preset: Literal["default", "paper", "retain-free"] = "default"
-    """Values for what is not given; see kswap.presets."""
+    preset: Literal[
+        "default",
+        "paper",
+        "retain-free",
+        "deep",
+        "ft",
+        "neggrad+",
+        "random-labels",
+        "scrub",
+        "salun",
+        "bad-teacher",
+        "boundary-shrink",
+        "tilted",
+        "subspace",
+        "gs-lora",
+        "gs-lora++",
+        "lwf",
+        "ewc",
+        "task-arithmetic",
+    ] = "default"
+    """Values for what is not given; see kswap.presets. All but the first three are for
+    classification."""
     output: Path = Path("runs/swap")
     """Run folder."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -398,6 +476,11 @@ class SwapConfig(_Frozen):
             raise UserError(f"preset: {preset!r} is not a preset; take one of {', '.join(PRESETS)}")
         by_task, task = PRESETS[preset], user.get("task")
         known = isinstance(task, str) and task in by_task
+        if task in TASKS and not known:
+            raise UserError(
+                f"preset: {preset!r} has no values for {task}; take one of "
+                f"{', '.join(name for name, tasks in PRESETS.items() if task in tasks)}"
+            )
         values_of_preset = copy.deepcopy(by_task[str(task) if known else "classification"])
         for (
             role

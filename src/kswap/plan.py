@@ -84,6 +84,11 @@ def plan(config: SwapConfig) -> tuple[Stage, ...]:
                     f"which the stage is there for; give it one, or "
                     f"take {letter} out of the order {config.order!r}"
                 )
+        if settings.negate is not None and "learn" in target:
+            raise UserError(
+                f"stages.{kind}.negate: {settings.negate} would also turn round what the stage "
+                f"learns; take a stage F of its own, such as order LF instead of {config.order!r}"
+            )
         stages.append(Stage(index, kind, target, protected, settings))
         done += [role for role in target if role not in done]
     return tuple(stages)

@@ -23,15 +23,18 @@ from kswap.evaluation import score_sets, summary
 from kswap.evaluation.examples import choose, examples_of, fit_answer
 from kswap.models import adapter as adapters
 from kswap.models import artefact, head, structure
+from kswap.models.features import Places
 from kswap.models.loading import Loaded
 from kswap.models.margin import lower_new_rows
 from kswap.objectives.sparsity import num_zero_groups
+from kswap.objectives.units import Bank
 from kswap.plan import Stage
 from kswap.report.card import write_card
 from kswap.report.figures import draw_figures
 from kswap.run_folder import RunFolder, write_results
 from kswap.signals import Interrupts
 from kswap.tasks import Examples, Scores, Task, Teacher, View, roles_of_rows
+from kswap.training.analysis import Analysis, write_figures
 from kswap.training.augment import make_augment, make_scene_augment
 from kswap.training.checkpoint import (
     Position,
@@ -42,6 +45,7 @@ from kswap.training.checkpoint import (
 )
 from kswap.training.device import peak_memory_bytes
 from kswap.training.events import EventLog
+from kswap.training.informing import Asked, asked, bank_of, draws, places_of
 from kswap.training.loop import Trainee, enable_checkpointing, train_stage
 from kswap.training.optimiser import (
     Trainables,
@@ -49,9 +53,12 @@ from kswap.training.optimiser import (
     make_optimiser,
     optimiser_state,
 )
+from kswap.training.preparing import prepare
 from kswap.training.progress import progress
 from kswap.training.streams import Streams
 from kswap.training.teaching import Features, answers_fit, class_means, observe, taught_roles
+
+_NOWHERE = Places()
 
 
 @dataclass
@@ -72,6 +79,9 @@ class Run:
     heads: tuple[str, ...] = ()
     teach_now: bool = False
     base_features: dict[Role, Features] = field(default_factory=dict)
+    asked: Asked = field(default_factory=Asked)
+    bank: Bank | None = None
+    blocks: tuple[structure.FfnBlock, ...] = ()
 
     def finish(self) -> dict[str, Any]:
         """Train what is not trained yet, save, and return the content of results.json."""
@@ -81,8 +91,9 @@ class Run:
         if not self.position.stages:
             self.position.stages.append(self._scored("base", model, self.data.num_base_classes))
         heads = self.heads = head.find_heads(model)
-        teachers = self._base_outputs(model)
         blocks = structure.find_ffn_blocks(model)
+        self.asked = asked(self.stages, self.task, sets=self.data.sets, heads=heads, blocks=blocks)
+        teachers = self._base_outputs(model)
         scenes = self.task.name != "classification"
         init: Literal["random", "mean"] = (
             "mean" if scenes and self.config.head.init == "class-mean" else "random"
@@ -107,6 +118,7 @@ class Run:
         trainee = self._trainee(swapped, list(groups.values()))
         if weights := {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}:
             artefact.load_trainable_state(swapped, weights)
+        self.blocks = blocks
         for stage in self.stages[self.position.stage - 1 :]:
             self._stage(stage, trainee, swapped, teachers, tensors)
             tensors = {}
@@ -144,6 +156,7 @@ class Run:
         *,
         optimiser: Any = None,
         before: Mapping[str, Tensor] | None = None,
+        prepared: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Write a checkpoint; within a stage, with the optimiser and the adapter it began with."""
         begin = time.perf_counter()
@@ -153,6 +166,7 @@ class Run:
         if optimiser is not None:
             tensors |= optimiser_state(optimiser, trainee.moved)
         tensors |= {f"before.{name}": tensor for name, tensor in (before or {}).items()}
+        tensors |= {f"prepared.{name}": tensor for name, tensor in (prepared or {}).items()}
         if self.accelerator.scaler is not None:
             self.position.scaler = self.accelerator.scaler.state_dict()
         save_checkpoint(self.folder.checkpoints, tensors, self.position)
@@ -196,6 +210,9 @@ class Run:
             role_of_row=roles_of_rows(self.data.class_ids, codes)[:num_rows].to(device),
             num_base=self.data.num_base_classes,
             forgotten=(forgotten if stage.forgets else before).to(device),
+            places=places_of(stage, self.asked.places),
+            bank=self.bank,
+            draws=draws(stage),
         )
 
     def _stage(
@@ -212,6 +229,10 @@ class Run:
         if self.position.step == 0 and self._first_to_learn(stage):
             self._initialise_rows(swapped, stage)
         before = adapters.snapshot(swapped)
+        if self.position.step:
+            prepared = {k[9:]: v for k, v in tensors.items() if k.startswith("prepared.")}
+        else:
+            prepared = prepare(trainee, stage, streams, sets)
         optimiser = self.accelerator.prepare(make_optimiser(trainee.moved, stage.config.optimiser))
         if self.position.step:
             before = {k[7:]: v for k, v in tensors.items() if k.startswith("before.")} or before
@@ -219,12 +240,15 @@ class Run:
             if self.accelerator.scaler is not None:
                 self.accelerator.scaler.load_state_dict(self.position.scaler)
         events = self._events()
+        analysis = self._analysis(swapped)
 
         def after_step(step: int) -> None:
             self.position.step = step
             due = step % self.config.training.checkpoint_steps == 0 and step < streams.num_steps
             if due or self.interrupts.received:
-                self._checkpoint(trainee, events, optimiser=optimiser, before=before)
+                self._checkpoint(
+                    trainee, events, optimiser=optimiser, before=before, prepared=prepared
+                )
             if self.interrupts.received:
                 raise Terminated
 
@@ -241,8 +265,14 @@ class Run:
                     events=events,
                     after_step=after_step,
                     report=report,
+                    analysis=analysis,
+                    prepared=self._on_device(prepared, before),
                 )
+            if analysis is not None:
+                self._write_analysis(stage, swapped, analysis)
             adapters.check_moved(before, swapped, stage=stage.name, num_steps=streams.num_steps)
+            if stage.config.negate is not None:
+                adapters.negate(swapped, before, stage.config.negate)
             if stage.index == len(self.stages) and stage.knows_learned:
                 lower_new_rows(
                     swapped,
@@ -261,6 +291,30 @@ class Run:
             self._checkpoint(trainee, events)
         finally:
             events.close()
+
+    def _on_device(
+        self, prepared: Mapping[str, Tensor], before: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Return what a stage was prepared with, and the values that are held, where it trains."""
+        fixed = {**prepared}
+        if any(name.startswith("fisher.") for name in prepared):
+            fixed |= {f"anchor.{name}": tensor for name, tensor in before.items()}
+        return {name: tensor.to(self.accelerator.device) for name, tensor in fixed.items()}
+
+    def _analysis(self, swapped: Any) -> Analysis | None:
+        if not self.config.training.analysis:
+            return None
+        if not self.position.step:
+            self.position.analysis = {}
+        groups = adapters.adapter_groups(swapped, self.blocks)
+        every = self.config.training.analysis_steps
+        return Analysis(groups, every, kept=self.position.analysis)
+
+    def _write_analysis(self, stage: Stage, swapped: Any, analysis: Analysis) -> None:
+        figures = analysis.figures(adapters.adapter_changes(swapped, self.blocks))
+        path = write_figures(self.folder.path / "arrays", stage.name, figures)
+        self.on_note(f"analysis of stage {stage.name}: {analysis.seconds:.1f} s, in {path}")
+        self.position.analysis = {}
 
     def _first_to_learn(self, stage: Stage) -> bool:
         return "learn" in stage.target and not any(
@@ -325,17 +379,30 @@ class Run:
             )
         needed = set() if self.teach_now else needed
         starts_rows = self.config.head.init == "class-mean" and "learn" in first.target
-        wanted = needed | (set(first.active) if starts_rows else set())
+        wanted = needed | (set(first.active) if starts_rows else set()) | set(self.asked.roles)
         teachers: dict[Role, Teacher] = {}
+        inside: dict[Role, dict[str, Tensor]] = {}
         for role in ROLES:
             if role in wanted and role in sets:
-                answers, self.base_features[role] = self._observe(model, sets[role])
+                answers, self.base_features[role], inside[role] = self._observe(
+                    model, sets[role], self.asked.places
+                )
                 if role in needed:
-                    teachers[role] = answers
+                    teachers[role] = answers | (inside[role] if self.asked.own else {})
+        if self.asked.roles:
+            self.bank = bank_of(
+                {role: inside[role] for role in self.asked.roles},
+                self.data.sets,
+                forget_ids=self.data.class_ids.get("forget", ()),
+                num_base=self.data.num_base_classes,
+                device=self.accelerator.device,
+            )
         self._spent("base outputs", begin)
         return teachers
 
-    def _observe(self, model: Any, images: ImageSet) -> tuple[Teacher, Features]:
+    def _observe(
+        self, model: Any, images: ImageSet, places: Places = _NOWHERE
+    ) -> tuple[Teacher, Features, dict[str, Tensor]]:
         return observe(
             model,
             self.task,
@@ -343,6 +410,8 @@ class Run:
             self.heads,
             self._pixels,
             batch_size=self.config.training.eval_batch_size,
+            places=places,
+            limit_bytes=self.config.data.memory_limit_bytes,
         )
 
     def _scored(self, name: str, model: Any, num_rows: int) -> dict[str, Any]:

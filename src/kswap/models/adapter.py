@@ -158,9 +158,49 @@ def adapter_tensors(peft_model: PeftModel) -> dict[str, nn.Parameter]:
     }
 
 
+@torch.no_grad()
+def adapter_changes(
+    peft_model: PeftModel, blocks: Sequence[FfnBlock]
+) -> dict[str, list[tuple[float, float]]]:
+    """Return for each linear of each block ||scale · B·A||_F, and that divided by ||W||_F."""
+    base = peft_model.get_base_model()
+    changes: dict[str, list[tuple[float, float]]] = {}
+    for block in blocks:
+        for name in block.linears:
+            layer: Any = base.get_submodule(name)
+            norm = float(torch.linalg.vector_norm(layer.get_delta_weight(ADAPTER_NAME)))
+            weight = float(torch.linalg.vector_norm(layer.get_base_layer().weight))
+            relative = norm / weight if weight else 0.0
+            changes.setdefault(block.name, []).append((norm, relative))
+    return changes
+
+
 def snapshot(peft_model: PeftModel) -> dict[str, Tensor]:
     """Copy every LoRA matrix, to compare with at the end of a stage."""
     return {name: tensor.detach().clone() for name, tensor in adapter_tensors(peft_model).items()}
+
+
+@torch.no_grad()
+def negate(peft_model: PeftModel, before: Mapping[str, Tensor], factor: float) -> None:
+    """Turn round what happened to the adapter since a snapshot (task arithmetic), in place.
+
+    B·A becomes the best approximation, at the same rank, of B_0·A_0 - factor · (B·A - B_0·A_0);
+    from B_0 = 0 that is exact. Source: Ilharco et al. 2023 (arXiv 2212.04089).
+    """
+    now = adapter_tensors(peft_model)
+    for name, down in now.items():
+        if ".lora_A." not in name:
+            continue
+        up, old_down, old_up = now[_partner(name)], before[name], before[_partner(name)]
+        tall = torch.cat([(1 + factor) * old_up.to(up), -factor * up], 1).double()
+        wide = torch.cat([old_down.to(down), down]).double()
+        left, inner = torch.linalg.qr(tall)
+        right, outer = torch.linalg.qr(wide.T)
+        u, singular, v = torch.linalg.svd(inner @ outer.T)
+        rank = len(down)
+        root = singular[:rank].sqrt()
+        up.copy_((left @ u[:, :rank]) * root)
+        down.copy_(root[:, None] * (v[:rank] @ right.T))
 
 
 def check_moved(

@@ -1,21 +1,20 @@
 """Objectives: pure functions of tensors, one loss per unit (image, pixel, query, matched box).
 
-A new objective is a pure function in this package, its name in `TermConfig.objective` and one line
-below.
+A new objective is a pure function in this package, its name in `TermConfig.objective`, one line
+below, and its name in the sets of what it needs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kswap.config import ROLES, Role, TermConfig
-from kswap.objectives import sigmoid
+from kswap.config import TermConfig
+from kswap.objectives import baselines, deep, sigmoid
+from kswap.objectives.bank import white
 from kswap.objectives.forgetting import (
     bounded_ce_batch,
     bounded_ce_sample,
@@ -23,52 +22,11 @@ from kswap.objectives.forgetting import (
     masked_distillation,
 )
 from kswap.objectives.learning import cross_entropy, distillation, restricted_distillation
+from kswap.objectives.places import is_at
+from kswap.objectives.units import Place, Units, has_role
 
-
-@dataclass(frozen=True)
-class Units:
-    """What the terms of a loss are computed from; rows of all tensors belong together.
-
-    The columns of softmax classes begin with those of the base model, which may begin with one for
-    "no object".
-    """
-
-    class_ids: Tensor
-    """(units,), columns of the truth."""
-    roles: Tensor
-    """(units,), index into ROLES: the role of the unit's class at this stage."""
-    forgotten: Tensor
-    """(base columns,), true where the class is to be forgotten, or was."""
-    logits: Tensor | None
-    """(units, columns), of the model that trains; None: only the task's own loss is known."""
-    base_logits: Tensor | None = None
-    """(units, base columns), of the base model; None where no term needs them."""
-    own: Tensor | None = None
-    """(units,): the unit's summand of the task's own loss, boxes and masks included; None: the
-    cross-entropy of `logits`."""
-    weight: Tensor | None = None
-    """(units,): what turns nats of a unit into its share of the task's own loss; None: a mean."""
-    sigmoid: bool = False
-    """Whether each class has a yes or no of its own."""
-
-    def having(self, roles: Sequence[Role]) -> Units:
-        """Return the units that have one of `roles`."""
-        return self.rows(has_role(self.roles, roles))
-
-    def rows(self, chosen: Tensor) -> Units:
-        """Return some units: by index or by truth value."""
-        per_unit: dict[str, Any] = {
-            f.name: value[chosen]
-            for f in fields(self)
-            if isinstance(value := getattr(self, f.name), Tensor) and f.name != "forgotten"
-        }
-        return replace(self, **per_unit)
-
-    def taught(self) -> tuple[Tensor, Tensor]:
-        """Return the logits and those of the base model, for objectives that distil."""
-        assert self.logits is not None, "the plan says which units are compared with the base"
-        assert self.base_logits is not None, "the plan says which roles need base logits"
-        return self.logits, self.base_logits
+__all__ = ["NEEDS_BANK", "NEEDS_BASE", "NEEDS_FEATURES", "NEEDS_KEPT", "NEEDS_NOISE", "NEEDS_OWN"]
+__all__ += ["NEEDS_RETAINED", "OBJECTIVES", "Units", "has_role", "serves"]
 
 
 def serves(units: Units, objective: str) -> bool:
@@ -76,12 +34,6 @@ def serves(units: Units, objective: str) -> bool:
     if objective in NEEDS_BASE:
         return units.base_logits is not None
     return units.own is not None or units.weight is None
-
-
-def has_role(roles: Tensor, wanted: Sequence[Role]) -> Tensor:
-    """Return (units,): whether each has one of the wanted roles."""
-    codes = [ROLES.index(role) for role in wanted]
-    return torch.isin(roles, torch.tensor(codes, device=roles.device))
 
 
 def _own(u: Units, t: TermConfig, divisor: float) -> Tensor:
@@ -127,6 +79,134 @@ def _weighted(u: Units, nats: Tensor) -> Tensor:
     return nats if u.weight is None else u.weight * nats
 
 
+def _tilted(u: Units, t: TermConfig, divisor: float) -> Tensor:
+    assert u.bank is not None
+    place = u.bank.places["head"]
+    return deep.tilted_distillation(
+        *u.taught(),
+        u.class_ids,
+        u.forgotten,
+        place.means,
+        place.centre,
+        tilt=t.tilt,
+        temperature=t.temperature,
+    )
+
+
+def _at_places(u: Units, t: TermConfig) -> Iterator[tuple[Tensor, str, Place]]:
+    """Yield the features of the term's places, the name and what the bank knows of each."""
+    assert u.features is not None
+    assert u.bank is not None, "the plan says which terms need features"
+    for name, features in u.features.items():
+        if not is_at(name, t.layers, u.num_blocks):
+            continue
+        place = u.bank.places[name]
+        if t.whiten:
+            moved = (features.float() - place.centre) @ place.whitening
+            yield moved, white(name), u.bank.places[white(name)]
+        else:
+            yield features, name, place
+
+
+def _mean(losses: list[Tensor]) -> Tensor:
+    return torch.stack(losses).mean(0)
+
+
+def _dispersion(u: Units, t: TermConfig, divisor: float) -> Tensor:
+    places = _at_places(u, t)
+    return _mean([deep.dispersion(f, u.class_ids, place.centre) for f, _, place in places])
+
+
+def _impersonation(u: Units, t: TermConfig, divisor: float) -> Tensor:
+    assert u.bank is not None
+    assert u.base_logits is not None
+    assert u.noise is not None
+    bank = u.bank
+    rows = deep.drawn_images(u.base_logits, u.forgotten, bank.starts, bank.counts, u.noise)
+    return _mean(
+        [
+            deep.feature_distillation(f, place.images[rows], place.spread)
+            for f, _, place in _at_places(u, t)
+        ]
+    )
+
+
+def _class_mean_head(u: Units, t: TermConfig, divisor: float) -> Tensor:
+    assert u.base_logits is not None
+    return _mean(
+        [
+            deep.class_mean_head(
+                f,
+                u.class_ids,
+                u.base_logits,
+                u.forgotten,
+                place.means,
+                place.centre,
+                t.temperature / 10,
+            )
+            for f, _, place in _at_places(u, t)
+        ]
+    )
+
+
+def _subspace(u: Units, t: TermConfig, divisor: float) -> Tensor:
+    losses = []
+    for f, _, place in _at_places(u, t):
+        loss = f.new_zeros(len(f), dtype=torch.float32)
+        for c, basis in place.basis.items():
+            chosen = u.class_ids == c
+            num = int((place.energy[c] < t.energy).sum()) + 1
+            own = deep.subspace(f[chosen], basis[:, :num], place.centre, place.spread)
+            loss = loss.index_put((chosen.nonzero()[:, 0],), own)
+        losses.append(loss)
+    return _mean(losses)
+
+
+def _feature_distillation(u: Units, t: TermConfig, divisor: float) -> Tensor:
+    assert u.base_features is not None
+    losses = []
+    for f, name, place in _at_places(u, t):
+        target = u.base_features[name.removesuffix(white(""))].float()
+        if t.whiten:
+            raw = u.bank.places[name.removesuffix(white(""))] if u.bank else place
+            target = (target - raw.centre) @ raw.whitening
+        losses.append(deep.feature_distillation(f, target, place.spread))
+    return _mean(losses)
+
+
+def _prototype(u: Units, t: TermConfig, divisor: float) -> Tensor:
+    return _mean([deep.prototype(f, u.class_ids, p.means) for f, _, p in _at_places(u, t)])
+
+
+def _bounded_prototype(u: Units, t: TermConfig, divisor: float) -> Tensor:
+    bound = default_bound(t.bound, u.forgotten[None])
+    return functional.relu(bound - _prototype(u, t, divisor))
+
+
+def _negative_ce(u: Units, t: TermConfig, divisor: float) -> Tensor:
+    return -_own(u, t, divisor)
+
+
+def _negative_distillation(u: Units, t: TermConfig, divisor: float) -> Tensor:
+    return -_distil(u, t, divisor)
+
+
+def _random_labels(u: Units, t: TermConfig, divisor: float) -> Tensor:
+    assert u.logits is not None
+    assert u.noise is not None
+    loss = baselines.random_labels(u.logits, u.class_ids, u.forgotten, u.noise[:, 0])
+    return _weighted(u, loss)
+
+
+def _uniform(u: Units, t: TermConfig, divisor: float) -> Tensor:
+    assert u.logits is not None
+    return _weighted(u, baselines.uniform(u.logits, len(u.forgotten)))
+
+
+def _nearest_class(u: Units, t: TermConfig, divisor: float) -> Tensor:
+    return _weighted(u, baselines.nearest_class(*u.taught(), u.class_ids, u.forgotten))
+
+
 OBJECTIVES: Mapping[str, Callable[[Units, TermConfig, float], Tensor]] = {
     "cross_entropy": _own,
     "bounded_ce_batch": _bounded_batch,
@@ -134,10 +214,43 @@ OBJECTIVES: Mapping[str, Callable[[Units, TermConfig, float], Tensor]] = {
     "distillation": _distil,
     "masked_distillation": _masked,
     "restricted_distillation": _restricted,
+    "tilted_distillation": _tilted,
+    "negative_ce": _negative_ce,
+    "negative_distillation": _negative_distillation,
+    "random_labels": _random_labels,
+    "uniform": _uniform,
+    "nearest_class": _nearest_class,
+    "dispersion": _dispersion,
+    "impersonation": _impersonation,
+    "class_mean_head": _class_mean_head,
+    "subspace": _subspace,
+    "feature_distillation": _feature_distillation,
+    "prototype": _prototype,
+    "bounded_prototype": _bounded_prototype,
 }
 """Name -> function of units, the term's settings and what the sum over the units is divided by;
 returns (units,)."""
-NEEDS_BASE = frozenset({"distillation", "masked_distillation", "restricted_distillation"})
+NEEDS_FEATURES = frozenset(
+    {"dispersion", "impersonation", "class_mean_head", "subspace", "feature_distillation"}
+    | {"prototype", "bounded_prototype"}
+)
+"""Objectives on the features of units."""
+NEEDS_BANK = NEEDS_FEATURES | {"tilted_distillation"}
+"""Objectives that ask what the base model makes of classes."""
+NEEDS_BASE = frozenset(
+    {"distillation", "masked_distillation", "restricted_distillation", "tilted_distillation"}
+    | {"negative_distillation", "nearest_class", "impersonation", "class_mean_head"}
+    | {"feature_distillation"}
+)
 """Objectives that compare with the base model's outputs."""
-NEEDS_KEPT = frozenset({"masked_distillation", "restricted_distillation"})
+NEEDS_KEPT = frozenset(
+    {"masked_distillation", "restricted_distillation", "tilted_distillation", "nearest_class"}
+    | {"impersonation", "class_mean_head"}
+)
 """Those that do so on the classes that are not forgotten; without any they have no value."""
+NEEDS_OWN = frozenset({"feature_distillation"})
+"""Objectives that compare with the base's features of the same image."""
+NEEDS_RETAINED = frozenset({"impersonation", "class_mean_head"})
+"""Objectives that need images of retained classes."""
+NEEDS_NOISE = frozenset({"impersonation", "random_labels"})
+"""Objectives that draw."""

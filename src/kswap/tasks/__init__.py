@@ -18,7 +18,9 @@ from kswap.arrays import Confusion, Marks, Unit
 from kswap.config import Role, TermConfig
 from kswap.data import ImageSet
 from kswap.data.samples import Samples, take
+from kswap.models.features import Places
 from kswap.objectives import Units
+from kswap.objectives.units import Bank
 
 Pixels = Callable[[Any], Tensor]
 """From images as they are kept to what the model takes, (images, 3, height, width) on its
@@ -91,6 +93,12 @@ class View:
     """Rows of the base model."""
     forgotten: Tensor
     """(base rows,), true for classes that are to be forgotten at this stage, or were before."""
+    places: Places = field(default_factory=Places)
+    """Where the features of units are recorded, for terms that ask for them."""
+    bank: Bank | None = None
+    """What the base model makes of classes, for terms that ask for it."""
+    draws: bool = False
+    """Whether a term draws by the noise of its units."""
 
     @property
     def num_rows(self) -> int:

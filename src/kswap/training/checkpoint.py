@@ -46,6 +46,8 @@ class Position:
     """Seconds spent so far, by phase."""
     scaler: dict[str, float] = field(default_factory=dict)
     """State of the fp16 loss scaler."""
+    analysis: dict[str, Any] = field(default_factory=dict)
+    """Sums of the stage under way (`training.analysis`)."""
 
 
 def save_checkpoint(

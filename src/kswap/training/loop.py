@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,15 +19,19 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from kswap.config import SparsityConfig, TermConfig, TrainingConfig
+from kswap.models.features import recorded_features
 from kswap.objectives import OBJECTIVES, Units, serves
+from kswap.objectives.consolidation import consolidation
 from kswap.objectives.sparsity import group_lasso, proximal_step
 from kswap.plan import Stage
 from kswap.tasks import Examples, Task, View, make_examples
+from kswap.training.analysis import Analysis
 from kswap.training.events import EventLog
 from kswap.training.optimiser import Trainables, learning_rate
 from kswap.training.progress import Progress, describe
 from kswap.training.streams import Batch, Streams
 
+_NOTHING: Mapping[str, Tensor] = {}
 Augment = Callable[[Examples], Examples]
 
 
@@ -86,6 +90,8 @@ def train_stage(
     events: EventLog,
     after_step: Callable[[int], None],
     report: Progress,
+    analysis: Analysis | None = None,
+    prepared: Mapping[str, Tensor] = _NOTHING,
 ) -> None:
     """Train from `first_step` to the end of the stage.
 
@@ -99,6 +105,8 @@ def train_stage(
         events: gets one line per step.
         after_step: called with the number of finished steps (checkpoints, signals).
         report: progress bar.
+        analysis: looks at the gradients of some steps; results are the same without it.
+        prepared: what `preparing.prepare` found, and `anchor.NAME` beside each `fisher.NAME`.
 
     Raises:
         NonFiniteLossError: a term is not finite.
@@ -112,7 +120,13 @@ def train_stage(
         for group in optimiser.param_groups:
             group["lr"] = rate
         batch = streams.batch(step)
-        terms = _backward(trainee, stage, batch)
+        looks = analysis if analysis is not None and analysis.looks_at(step) else None
+        terms = _backward(trainee, stage, batch, looks, prepared)
+        if looks is not None:
+            looks.close(step)
+        for name, parameter in trainee.moved.adapter:
+            if f"mask.{name}" in prepared and parameter.grad is not None:
+                parameter.grad.mul_(prepared[f"mask.{name}"])
         if stage.config.optimiser.clip_norm is not None:
             limit = stage.config.optimiser.clip_norm
             trainee.accelerator.clip_grad_norm_(trainee.moved.parameters, limit)
@@ -135,7 +149,13 @@ def train_stage(
         report(step + 1, num_steps, describe(events.last, epoch=epoch, images_per_s=speed))
 
 
-def _backward(trainee: Trainee, stage: Stage, batch: Batch) -> dict[str, Tensor]:
+def _backward(
+    trainee: Trainee,
+    stage: Stage,
+    batch: Batch,
+    analysis: Analysis | None = None,
+    prepared: Mapping[str, Tensor] = _NOTHING,
+) -> dict[str, Tensor]:
     """Forward and backward of one step in micro-batches; return the terms of the whole batch."""
     accelerator = trainee.accelerator
     terms = stage.config.terms
@@ -146,12 +166,7 @@ def _backward(trainee: Trainee, stage: Stage, batch: Batch) -> dict[str, Tensor]
     for number, part in enumerate(parts):
         last = number == len(parts) - 1
         with nullcontext() if last else accelerator.no_sync(trainee.model):
-            examples = make_examples(part.samples, trainee.pixels, part.roles)
-            if trainee.augment is not None:
-                examples = trainee.augment(examples)
-            with accelerator.autocast():
-                teacher = _teacher(trainee, part, examples)
-                units = trainee.task.units(trainee.model, examples, teacher, view)
+            units = units_of(trainee, stage, part)
             share = trainee.task.share(part.samples, batch.samples)
             values = compute_terms(
                 units, terms, {name: value / share for name, value in divisors.items()}
@@ -160,11 +175,54 @@ def _backward(trainee: Trainee, stage: Stage, batch: Batch) -> dict[str, Tensor]
             if last and sparsity.weight and sparsity.method == "subgradient":
                 norms = group_lasso(trainee.groups, epsilon=sparsity.epsilon)
                 values["group_lasso"] = sparsity.weight * norms
+            if last and stage.config.consolidation:
+                held = consolidation(
+                    (parameter, prepared[f"anchor.{name}"], prepared[f"fisher.{name}"])
+                    for name, parameter in trainee.moved.adapter
+                    if f"fisher.{name}" in prepared
+                )
+                values["consolidation"] = stage.config.consolidation * held
+            if values and analysis is not None:
+                analysis.look(values, terms)
             if values:
                 accelerator.backward(torch.stack(list(values.values())).sum())
             for name, value in values.items():
                 sums[name] = sums.get(name, torch.zeros_like(value.detach())) + value.detach()
     return sums
+
+
+def units_of(trainee: Trainee, stage: Stage, part: Batch) -> list[Units]:
+    """Do one forward, with gradient, and return the units of a (micro-)batch."""
+    view = trainee.views[stage.name]
+    examples = make_examples(part.samples, trainee.pixels, part.roles)
+    if trainee.augment is not None:
+        examples = trainee.augment(examples)
+    with trainee.accelerator.autocast():
+        teacher = _teacher(trainee, part, examples)
+        with recorded_features(trainee.model, view.places) as features:
+            units = trainee.task.units(trainee.model, examples, teacher, view)
+    if view.bank is None and not view.draws:
+        return units
+    return [_informed(u, features, teacher, part.noise, view) for u in units]
+
+
+def _informed(
+    units: Units,
+    features: dict[str, Tensor],
+    teacher: Mapping[str, Tensor] | None,
+    noise: Tensor,
+    view: View,
+) -> Units:
+    """Return units of whole images with what objectives on features ask for."""
+    base = {name: kept for name, kept in (teacher or {}).items() if name in features}
+    return replace(
+        units,
+        features=features or None,
+        num_blocks=view.places.num_blocks,
+        base_features=base or None,
+        noise=noise.to(units.class_ids.device),
+        bank=view.bank,
+    )
 
 
 def _teacher(trainee: Trainee, part: Batch, examples: Examples) -> dict[str, Tensor] | None:

@@ -21,6 +21,11 @@ from kswap.data.samples import Samples, concatenate, take
 from kswap.errors import UserError
 from kswap.plan import Stage
 
+_NOISE = 2**20
+"""Beside the numbers of streams in a seed: no stage has as many."""
+_BELOW_ONE = 1 - 2**-24
+"""The largest float32 below 1: rounding from float64 can reach 1."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -31,6 +36,8 @@ class Batch:
     """(images,), index into ROLES: the role whose source the image comes from."""
     teacher: dict[str, Tensor] | None
     """What the base model answers; zero for roles whose terms do not need it. None: not kept."""
+    noise: Tensor
+    """(images, 2), uniform in [0, 1), for objectives that draw: a function of (seed, stage, t)."""
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -43,6 +50,7 @@ class Batch:
                 self.samples.rows(rows),
                 self.roles[rows],
                 None if self.teacher is None else {k: v[rows] for k, v in self.teacher.items()},
+                self.noise[rows],
             )
 
 
@@ -79,6 +87,7 @@ class Streams:
         seed: int,
     ) -> None:
         self._sets = sets
+        self._seed = (seed, stage.index)
         self._teachers = teachers
         self._streams: dict[str, _Stream] = {}
         for number, (name, settings) in enumerate(stage.config.streams.items()):
@@ -120,12 +129,15 @@ class Streams:
                 samples.append(take(self._sets[role], rows))
                 roles.append(torch.full((len(rows),), int(code)))
                 teachers.append(self._teacher(role, rows))
+        codes = torch.cat(roles)
+        noise = np.random.default_rng((*self._seed, _NOISE, step)).random((len(codes), 2))
         return Batch(
             concatenate(samples),
-            torch.cat(roles),
+            codes,
             {name: torch.cat([t[name] for t in teachers]) for name in teachers[0]}
             if self._teachers
             else None,
+            torch.from_numpy(noise.astype(np.float32)).clamp_max(_BELOW_ONE),
         )
 
     def _teacher(self, role: Role, rows: NDArray[np.int64]) -> dict[str, Tensor]:

@@ -10,12 +10,15 @@ from torch import Tensor
 
 from kswap.config import Role
 from kswap.data import ImageSet
+from kswap.errors import UserError
+from kswap.models.features import Places, recorded_features
 from kswap.objectives import NEEDS_BASE
 from kswap.plan import Stage
 from kswap.tasks import Pixels, Task, Teacher, example_batches
 
 Features = dict[str, tuple[Tensor, Tensor]]
 """Head -> features (units, size) and class ids (units,), -1 for a unit without a class."""
+_NOWHERE = Places()
 
 
 def taught_roles(stages: Iterable[Stage], task: Task) -> set[Role]:
@@ -53,22 +56,45 @@ def observe(
     pixels: Pixels,
     *,
     batch_size: int,
-) -> tuple[Teacher, Features]:
-    """Return answers and the features of every head on `images`, on the CPU."""
+    places: Places = _NOWHERE,
+    limit_bytes: int | None = None,
+) -> tuple[Teacher, Features, dict[str, Tensor]]:
+    """Return answers, the features of every head, and those at `places`, on the CPU.
+
+    The last are (images, size) by name of the place.
+
+    Raises:
+        UserError: those at `places` need more than `limit_bytes`.
+    """
     model.eval()
     answers: list[Teacher] = []
     features: list[Features] = []
+    inside: list[dict[str, Tensor]] = []
     for examples in example_batches(images, pixels, batch_size):
-        taught, found = task.features(model, examples, heads)
+        with recorded_features(model, places) as recorded:
+            taught, found = task.features(model, examples, heads)
         answers.append({name: kept.cpu() for name, kept in taught.items()})
         features.append({name: (f.cpu(), c.cpu()) for name, (f, c) in found.items()})
-    return {name: torch.cat([part[name] for part in answers]) for name in answers[0]}, {
+        inside.append({name: f.float().cpu() for name, f in recorded.items()})
+        size = sum(f.nbytes for f in inside[0].values()) // len(examples)
+        if limit_bytes is not None and len(inside) == 1 and size * len(images) > limit_bytes:
+            raise UserError(
+                f"data.memory_limit_bytes: {limit_bytes} is too little for the base model's "
+                f"features of {len(images)} images ({size * len(images)} bytes); name fewer "
+                "layers in the terms, use a smaller fraction of the images, or raise it"
+            )
+    in_heads = {
         name: (
             torch.cat([part[name][0] for part in features]),
             torch.cat([part[name][1] for part in features]),
         )
         for name in features[0]
     }
+    return _joined(answers), in_heads, _joined(inside)
+
+
+def _joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def class_means(

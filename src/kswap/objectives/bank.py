@@ -1,0 +1,106 @@
+"""What the base model knows of classes, from its features of the training images: a pure function.
+
+Class means, the directions of each class to forget, the scale and the whitening of every place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor
+
+from kswap.config import Role
+from kswap.objectives.units import Bank, Place
+
+_SHRINKAGE = 0.1
+"""Share of the mean variance that is added to every direction before whitening."""
+_RETAINED_ENERGY = 0.9
+"""Share of the variance of retained images that their main directions hold (`Place.basis`)."""
+
+
+def white(name: str) -> str:
+    """Return the name of a place after whitening."""
+    return f"{name} white"
+
+
+@torch.no_grad()
+def build_bank(
+    features: Mapping[Role, Mapping[str, Tensor]],
+    class_ids: Mapping[Role, Tensor],
+    *,
+    forget_ids: Collection[int],
+    num_base: int,
+) -> Bank:
+    """Return the bank of the base's features.
+
+    Args:
+        features: role -> place -> (images, size), of roles that the base knows.
+        class_ids: role -> (images,), below `num_base`.
+        forget_ids: classes to forget.
+        num_base: classes of the base.
+    """
+    roles = list(features)
+    ids = torch.cat([class_ids[role] for role in roles])
+    retained = class_ids.get("retain", ids[:0])
+    order = retained.argsort(stable=True)
+    counts = torch.bincount(retained, minlength=num_base)
+    places: dict[str, Place] = {}
+    for name in features[roles[0]]:
+        rows = torch.cat([features[role][name] for role in roles]).float()
+        kept = features["retain"][name].float() if "retain" in features else rows[:0]
+        place = _place(rows, ids, kept[order], forget_ids=forget_ids, num_base=num_base)
+        places[name] = place
+        places[white(name)] = _place(
+            (rows - place.centre) @ place.whitening,
+            ids,
+            (kept[order] - place.centre) @ place.whitening,
+            forget_ids=forget_ids,
+            num_base=num_base,
+        )
+    return Bank(
+        places=places,
+        class_ids=retained[order],
+        starts=counts.cumsum(0) - counts,
+        counts=counts,
+        known=torch.bincount(ids, minlength=num_base) > 0,
+    )
+
+
+def _place(
+    rows: Tensor, ids: Tensor, kept: Tensor, *, forget_ids: Collection[int], num_base: int
+) -> Place:
+    present = torch.unique(ids)
+    means = rows.new_zeros(num_base, rows.shape[1])
+    means[present] = torch.stack([rows[ids == c].mean(0) for c in present])
+    centre = means[present].mean(0)
+    scatter = rows - means[ids]
+    covariance = scatter.T @ scatter / len(rows)
+    mean_variance = covariance.diagonal().mean()
+    eye = torch.eye(len(covariance), device=rows.device)
+    values, vectors = torch.linalg.eigh(covariance + _SHRINKAGE * mean_variance * eye)
+    whitening = (vectors * values.clamp_min(1e-12).rsqrt()) @ vectors.T
+    main = (
+        _directions(kept - kept.mean(0), _RETAINED_ENERGY)
+        if len(kept)
+        else rows.new_zeros(rows.shape[1], 0)
+    )
+    basis, energy = {}, {}
+    for c in forget_ids:
+        own = rows[ids == c] - centre
+        if len(own):
+            basis[c], energy[c] = _spectrum(own - own @ main @ main.T)
+    spread = (rows - centre).square().sum(-1).mean()
+    return Place(kept, means, centre, spread, whitening, basis, energy)
+
+
+def _spectrum(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return orthonormal directions (size, n), by variance, and the share up to each (n,)."""
+    _, singular, right = torch.linalg.svd(rows, full_matrices=False)
+    energy = singular.square().cumsum(0)
+    return right.T.contiguous(), energy / energy[-1].clamp_min(torch.finfo(energy.dtype).tiny)
+
+
+def _directions(rows: Tensor, share: float) -> Tensor:
+    directions, energy = _spectrum(rows)
+    return directions[:, : int((energy < share).sum()) + 1]

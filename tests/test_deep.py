@@ -1,0 +1,248 @@
+"""Objectives on features, and the bank they ask: by hand or against torch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional
+
+from kswap.config import ROLES, TermConfig
+from kswap.objectives import NEEDS_BANK, OBJECTIVES, Units
+from kswap.objectives.bank import build_bank, white
+from kswap.objectives.deep import (
+    class_mean_head,
+    dispersion,
+    drawn_images,
+    feature_distillation,
+    prototype,
+    subspace,
+    tilted_distillation,
+)
+from kswap.objectives.forgetting import masked_distillation
+from kswap.objectives.places import block_number, is_at
+
+SIZE, BASE = 6, 4
+
+
+def noise(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def bank(forget=(3,)):
+    """Images of four classes at two places; class 3 is to be forgotten."""
+    ids = {"forget": torch.tensor([3] * 8), "retain": torch.tensor([2, 0, 1, 0, 2, 1] * 4)}
+    shift = 3 * noise(BASE, SIZE, seed=5)
+    features = {
+        role: {
+            name: shift[i] + noise(len(i), SIZE, seed=n)
+            for n, name in enumerate(("head", "2 mean"))
+        }
+        for role, i in ids.items()
+    }
+    return build_bank(features, ids, forget_ids=forget, num_base=BASE), features, ids
+
+
+def units(count=6, **changes):
+    generator = torch.Generator().manual_seed(7)
+    made, _, _ = bank()
+    values = {
+        "class_ids": torch.full((count,), 3),
+        "roles": torch.full((count,), ROLES.index("forget")),
+        "forgotten": torch.tensor([False, False, False, True]),
+        "logits": torch.randn(count, BASE + 1, generator=generator, requires_grad=True),
+        "base_logits": torch.randn(count, BASE, generator=generator),
+        "features": {
+            name: torch.randn(count, SIZE, generator=generator, requires_grad=True)
+            for name in ("head", "2 mean")
+        },
+        "num_blocks": 2,
+        "base_features": {
+            name: torch.randn(count, SIZE, generator=generator) for name in ("head", "2 mean")
+        },
+        "noise": torch.rand(count, 2, generator=generator),
+        "bank": made,
+    }
+    return Units(**{**values, **changes})
+
+
+def test_dispersion_is_the_mean_cosine_with_the_others_of_the_class():
+    centre = torch.tensor([1.0, 1.0])
+    features = centre + torch.tensor([[2.0, 0.0], [0.0, 3.0], [1.0, 0.0], [1.0, 1.0]])
+    found = dispersion(features, torch.tensor([0, 0, 0, 1]), centre)
+    assert found.tolist() == pytest.approx([0.5, 0.0, 0.5, 0.0])  # the last one is alone
+
+
+def test_dispersion_is_that_of_torch():
+    features, centre = noise(5, SIZE), noise(SIZE, seed=1)
+    pairs = functional.cosine_similarity(
+        (features - centre)[:, None], (features - centre)[None], dim=-1
+    )
+    expected = (pairs.sum(1) - 1) / 4
+    assert torch.allclose(dispersion(features, torch.zeros(5).long(), centre), expected, atol=1e-6)
+
+
+def test_feature_distillation_is_1_at_the_mean_distance_from_the_centre():
+    targets, centre = noise(50, SIZE), noise(50, SIZE).mean(0)
+    spread = (targets - centre).square().sum(-1).mean()
+    assert feature_distillation(targets, targets, spread).max() == 0
+    at_centre = feature_distillation(centre.expand(50, -1), targets, spread)
+    assert float(at_centre.mean()) == pytest.approx(1.0, rel=1e-5)
+
+
+def test_images_are_drawn_by_the_bases_answer_without_forgotten_classes():
+    # Class 1 is forgotten, class 3 has no image; 0 and 2 have three and one, in rows 0 to 3.
+    logits = torch.tensor([[0.0, 9.0, 1.0, 9.0]]).expand(4000, -1)
+    forgotten = torch.tensor([False, True, False, False])
+    starts, counts = torch.tensor([0, 3, 3, 4]), torch.tensor([3, 0, 1, 0])
+    drawn = torch.rand(4000, 2, generator=torch.Generator().manual_seed(0))
+    rows = drawn_images(logits, forgotten, starts, counts, drawn)
+    share = torch.bincount(rows, minlength=4) / 4000
+    first = 1 / (1 + torch.e)
+    assert share.tolist() == pytest.approx([first / 3] * 3 + [1 - first], abs=0.03)
+
+
+def test_drawing_stays_inside_at_the_ends_of_the_noise():
+    starts, counts = torch.tensor([0, 2]), torch.tensor([2, 0])
+    ends = torch.tensor([[0.0, 0.0], [1 - 2**-24, 1 - 2**-24]])
+    rows = drawn_images(torch.zeros(2, 2), torch.zeros(2, dtype=torch.bool), starts, counts, ends)
+    assert rows.tolist() == [0, 1]
+
+
+def test_class_mean_head_is_the_divergence_of_an_attackers_head():
+    features, base, ids = noise(3, SIZE), noise(3, BASE, seed=2), torch.tensor([3, 3, 1])
+    means, centre = noise(BASE, SIZE, seed=3), noise(SIZE, seed=4)
+    forgotten = torch.tensor([False, False, False, True])
+    found = class_mean_head(features, ids, base, forgotten, means, centre, 0.1)
+    moved = features - centre
+    rows = torch.stack([*(means[:3] - centre), moved[1]])  # the mean of the others is unit 1
+    cosines = functional.cosine_similarity(moved[0][None], rows, dim=-1) / 0.1
+    q = base[0, :3].softmax(-1)
+    expected = (q * (q.log() - cosines.log_softmax(-1)[:3])).sum()
+    assert float(found[0]) == pytest.approx(float(expected), rel=1e-5)
+    assert found[2] == 0  # alone in its class
+
+
+def test_subspace_sees_what_lies_in_it_and_nothing_else():
+    basis = torch.eye(4)[:, :2]
+    features = torch.tensor([[3.0, 4.0, 0.0, 0.0], [0.0, 0.0, 7.0, 1.0]])
+    found = subspace(features, basis, torch.zeros(4), torch.tensor(5.0))
+    assert found.tolist() == pytest.approx([5.0, 0.0])
+
+
+def test_prototype_is_kl_of_torch_and_0_for_classes_without_a_mean():
+    features, means = noise(3, SIZE), noise(BASE, SIZE, seed=1)
+    means[2] = 0
+    found = prototype(features, torch.tensor([1, 2, BASE]), means)
+    expected = functional.kl_div(
+        features[0].log_softmax(-1), means[1].log_softmax(-1), log_target=True, reduction="sum"
+    )
+    assert float(found[0]) == pytest.approx(float(expected), rel=1e-5)
+    assert found[1:].tolist() == [0.0, 0.0]
+
+
+def test_tilted_distillation_without_tilt_is_masked_distillation_and_tilts_to_what_is_like():
+    logits, base, ids = noise(3, BASE + 1), noise(3, BASE, seed=1), torch.tensor([3, 3, 3])
+    forgotten = torch.tensor([False, False, False, True])
+    means = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, -1.0], [0.9, 0.1]])
+    given = (logits, base, ids, forgotten, means, torch.zeros(2))
+    assert torch.allclose(
+        tilted_distillation(*given, tilt=0.0), masked_distillation(logits, base, forgotten)
+    )
+    like = torch.full((3, BASE + 1), -30.0)
+    like[:, 0] = 0  # class 0 has the mean most like that of class 3
+    far = tilted_distillation(like, base, ids, forgotten, means, torch.zeros(2), tilt=50.0)
+    assert far.max() < 1e-3
+
+
+def test_the_bank_knows_means_images_scale_and_whitening():
+    made, features, ids = bank()
+    place = made.places["head"]
+    assert made.counts.tolist() == [8, 8, 8, 0]
+    assert made.starts.tolist() == [0, 8, 16, 24]
+    own = features["retain"]["head"][ids["retain"] == 1]
+    assert torch.allclose(place.means[1], own.mean(0), atol=1e-6)
+    assert torch.equal(place.images[made.starts[1] : made.starts[2]], own)
+    assert torch.allclose(place.means[3], features["forget"]["head"].mean(0), atol=1e-6)
+    rows = torch.cat([features["forget"]["head"], features["retain"]["head"]])
+    labels = torch.cat([ids["forget"], ids["retain"]])
+    after = (rows - place.centre) @ place.whitening
+    within = after - torch.stack([after[labels == c].mean(0) for c in range(BASE)])[labels]
+    variance = torch.linalg.eigvalsh(within.T @ within / len(rows))
+    assert variance.max() < 1
+    assert variance.min() > 0.5  # the shrinkage takes a part of the small ones
+    assert torch.allclose(
+        made.places[white("head")].means[1], after[labels == 1].mean(0), atol=1e-5
+    )
+
+
+def test_the_basis_of_a_class_is_orthonormal_and_off_the_retained_directions():
+    # Retained images vary in the first direction alone, those of class 1 in the first and second.
+    retained = torch.zeros(20, 3)
+    retained[:, 0] = torch.linspace(-1, 1, 20)
+    forget = torch.tensor([[1.0, 2.0, 0.0], [-1.0, 2.0, 0.0], [3.0, -1.0, 0.0]])
+    ids = {"forget": torch.ones(3).long(), "retain": torch.zeros(20).long()}
+    made = build_bank(
+        {"forget": {"head": forget}, "retain": {"head": retained - retained.mean(0)}},
+        ids,
+        forget_ids=[1],
+        num_base=2,
+    )
+    place = made.places["head"]
+    basis = place.basis[1]
+    assert torch.allclose(basis.T @ basis, torch.eye(basis.shape[1]), atol=1e-5)
+    assert place.energy[1][-1] == pytest.approx(1.0)
+
+
+def test_a_bank_without_retained_images_has_means_of_the_others():
+    _, features, ids = bank()
+    made = build_bank(
+        {"forget": features["forget"]}, {"forget": ids["forget"]}, forget_ids=[3], num_base=BASE
+    )
+    assert made.counts.tolist() == [0] * BASE
+    assert made.known.tolist() == [False, False, False, True]
+    values = OBJECTIVES["dispersion"](units(bank=made), term("dispersion"), 1)
+    assert values.isfinite().all()
+
+
+def term(objective, **changes):
+    return TermConfig(roles=("forget",), objective=objective, **changes)
+
+
+@pytest.mark.parametrize("changes", [{}, {"layers": ("all",)}, {"layers": (1.0,), "whiten": True}])
+@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
+def test_every_objective_gives_one_finite_loss_and_gradient_per_unit(objective, changes):
+    given = units()
+    loss = OBJECTIVES[objective](given, term(objective, **changes), 6)
+    assert loss.shape == (6,)
+    assert loss.isfinite().all()
+    loss.sum().backward()
+    leaves = [given.logits, *given.features.values()]
+    gradients = [leaf.grad for leaf in leaves if leaf.grad is not None]
+    assert gradients
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
+def test_the_order_of_units_does_not_matter(objective):
+    given = units()
+    order = torch.tensor([3, 1, 5, 0, 2, 4])
+    settings = term(objective, layers=("all",))
+    whole = OBJECTIVES[objective](given, settings, 6)
+    assert torch.allclose(OBJECTIVES[objective](given.rows(order), settings, 6), whole[order])
+
+
+@pytest.mark.parametrize("objective", sorted(NEEDS_BANK - {"tilted_distillation"}))
+def test_layers_decide_which_features_are_pulled(objective):
+    for layers, moved in ((("head",), "head"), ((0.9,), "2 mean")):
+        given = units()
+        OBJECTIVES[objective](given, term(objective, layers=layers), 6).sum().backward()
+        with_gradient = [n for n, f in given.features.items() if f.grad is not None]
+        assert with_gradient == [moved]
+
+
+def test_layers_are_shares_of_the_depth():
+    numbers = [block_number(share, 12) for share in (0.01, 0.25, 0.5, 0.51, 1.0)]
+    assert numbers == [1, 3, 6, 7, 12]
+    assert is_at("7 first", [0.51], 12)
+    assert not is_at("7 first", ["head", 0.5], 12)
+    assert is_at("head 2", ["head"], 12)
