@@ -132,8 +132,13 @@ class Task(Protocol):
     def share(self, part: Samples, whole: Samples) -> float:
         """Return the factor by which the units of a micro-batch count in the whole batch."""
 
-    def teach(self, model: nn.Module, examples: Examples) -> Teacher:
-        """Return what the base model answers, without gradient."""
+    def teach(
+        self, model: nn.Module, examples: Examples, *, num_base: int | None = None
+    ) -> Teacher:
+        """Return what the base model answers, without gradient.
+
+        `num_base` says how many rows are the base's where the head has been extended since.
+        """
 
     def features(
         self, model: nn.Module, examples: Examples, heads: Sequence[str]

@@ -54,9 +54,11 @@ class Classification:
         """The divisors are those of the whole batch."""
         return 1.0
 
-    def teach(self, model: nn.Module, examples: Examples) -> Teacher:
+    def teach(
+        self, model: nn.Module, examples: Examples, *, num_base: int | None = None
+    ) -> Teacher:
         """Return {"logits": (images, classes)}."""
-        return {"logits": model(pixel_values=examples.pixels).logits.float()}
+        return {"logits": model(pixel_values=examples.pixels).logits.float()[:, :num_base]}
 
     def features(
         self, model: nn.Module, examples: Examples, heads: Sequence[str]

@@ -78,10 +78,14 @@ class Detection:
         counts = [sum(int((~b.crowd).sum()) for b in s.boxes or ()) for s in (part, whole)]
         return max(counts[0], 1) / max(counts[1], 1)
 
-    def teach(self, model: nn.Module, examples: Examples) -> Teacher:
+    def teach(
+        self, model: nn.Module, examples: Examples, *, num_base: int | None = None
+    ) -> Teacher:
         """Return {"logits": (images, queries, columns), "boxes": (images, queries, 4)}."""
         logits, boxes = outputs_only(model, examples.inputs())
         assert boxes is not None
+        if num_base is not None:
+            logits = base_columns(logits, num_base, nothing=loss_kind(model).nothing)
         return {"logits": logits.float(), "boxes": boxes.float()}
 
     def features(
@@ -186,7 +190,7 @@ def _aligned(layer: Layer, teacher: Teacher, view: View, kind: Kind) -> Tensor:
     options = {"sigmoid": kind.sigmoid, "nothing": kind.nothing}
     base = kept_probabilities(teacher["logits"], view, **options)
     ours = kept_probabilities(
-        base_columns(layer.logits, view, nothing=kind.nothing), view, **options
+        base_columns(layer.logits, view.num_base, nothing=kind.nothing), view, **options
     )
     assert layer.boxes is not None
     near = to_corners(layer.boxes.float()), to_corners(teacher["boxes"])

@@ -76,11 +76,11 @@ def kept_probabilities(
     return shares[..., 1:] if nothing else shares
 
 
-def base_columns(logits: Tensor, view: View, *, nothing: bool) -> Tensor:
-    """Return logits without the columns of learned classes."""
+def base_columns(logits: Tensor, num_base: int, *, nothing: bool) -> Tensor:
+    """Return logits without the columns of learned classes, which are behind the first ones."""
     if not nothing:
-        return logits[..., : view.num_base]
-    return torch.cat([logits[..., : view.num_base], logits[..., -1:]], -1)
+        return logits[..., :num_base]
+    return torch.cat([logits[..., :num_base], logits[..., -1:]], -1)
 
 
 @torch.no_grad()

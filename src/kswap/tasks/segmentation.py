@@ -77,9 +77,17 @@ class Segmentation:
         assert whole.masks is not None
         return max(int((part.masks > IGNORE).sum()), 1) / max(int((whole.masks > IGNORE).sum()), 1)
 
-    def teach(self, model: nn.Module, examples: Examples) -> Teacher:
+    def teach(
+        self, model: nn.Module, examples: Examples, *, num_base: int | None = None
+    ) -> Teacher:
         """Return {"logits"}: of pixels (images, columns, h, w); or of queries, with {"masks"}."""
         logits, masks = outputs_only(model, examples.inputs())
+        if num_base is not None:
+            logits = (
+                logits[:, :num_base]
+                if masks is None
+                else base_columns(logits, num_base, nothing=True)
+            )
         taught = {"logits": logits.float() if masks is not None else logits.half()}
         return taught if masks is None else {**taught, "masks": masks.half()}
 
@@ -263,7 +271,7 @@ def _aligned(layer: Layer, teacher: Teacher, view: View) -> Tensor:
     assert layer.masks is not None
     base = kept_probabilities(teacher["logits"], view, sigmoid=False, nothing=True)
     ours = kept_probabilities(
-        base_columns(layer.logits, view, nothing=True), view, sigmoid=False, nothing=True
+        base_columns(layer.logits, view.num_base, nothing=True), view, sigmoid=False, nothing=True
     )
     one, other = (
         functional.adaptive_avg_pool2d(masks.float(), 32).sigmoid().flatten(2)

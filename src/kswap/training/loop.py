@@ -198,7 +198,7 @@ def units_of(trainee: Trainee, stage: Stage, part: Batch) -> list[Units]:
     if trainee.augment is not None:
         examples = trainee.augment(examples)
     with trainee.accelerator.autocast():
-        teacher = _teacher(trainee, part, examples)
+        teacher = _teacher(trainee, part, examples, view.num_base)
         with recorded_features(trainee.model, view.places) as features:
             units = trainee.task.units(trainee.model, examples, teacher, view)
     if view.bank is None and not view.draws:
@@ -225,7 +225,9 @@ def _informed(
     )
 
 
-def _teacher(trainee: Trainee, part: Batch, examples: Examples) -> dict[str, Tensor] | None:
+def _teacher(
+    trainee: Trainee, part: Batch, examples: Examples, num_base: int
+) -> dict[str, Tensor] | None:
     """Return what the base model answers: kept, or, where that is not possible, computed now."""
     if part.teacher is not None:
         device = examples.pixels.device
@@ -233,7 +235,7 @@ def _teacher(trainee: Trainee, part: Batch, examples: Examples) -> dict[str, Ten
     if not trainee.teach_now:
         return None
     with torch.no_grad(), trainee.as_base():
-        return trainee.task.teach(trainee.model, examples)
+        return trainee.task.teach(trainee.model, examples, num_base=num_base)
 
 
 def _shrink(trainee: Trainee, sparsity: SparsityConfig, rate: float) -> None:
