@@ -9,7 +9,12 @@ import torch
 from torch.nn import functional
 
 from kswap.objectives.forgetting import bounded_ce_batch, bounded_ce_sample, masked_distillation
-from kswap.objectives.learning import cross_entropy, distillation, restricted_distillation
+from kswap.objectives.learning import (
+    cross_entropy,
+    distillation,
+    hedged_cross_entropy,
+    restricted_distillation,
+)
 from kswap.objectives.sparsity import group_lasso, num_zero_groups, proximal_step
 
 
@@ -103,6 +108,24 @@ def test_restricted_distillation_ignores_the_new_rows(logits, base):
     assert torch.allclose(
         restricted_distillation(logits, base, NONE), distillation(logits[:, :3], base), atol=1e-6
     )
+
+
+def test_hedged_cross_entropy_is_that_of_torch_with_the_mixed_target(logits, base):
+    ids, gone = torch.tensor([3, 3, 3, 3, 1]), torch.tensor([False, True, False])
+    old = base.masked_fill(gone, -math.inf).softmax(-1)
+    target = 0.7 * functional.one_hot(ids, 4).float()
+    target[:, :3] += 0.3 * old
+    by_torch = functional.cross_entropy(logits, target, reduction="none")
+    ours = hedged_cross_entropy(logits, base, ids, gone, hedge=0.3)
+    assert torch.allclose(ours, by_torch, atol=1e-6)
+    # Where it is least, the class leads all old ones together by ln(0.7 / 0.3) and no more.
+    best = target.log().clamp_min(-30).requires_grad_()
+    (gradient,) = torch.autograd.grad(
+        hedged_cross_entropy(best, base, ids, gone, hedge=0.3).sum(), best
+    )
+    assert gradient.abs().max() < 1e-6
+    lead = (best[0, 3] - best[0, :3].logsumexp(-1)).item()
+    assert lead == pytest.approx(math.log(0.7 / 0.3), abs=1e-5)
 
 
 def test_group_lasso_is_the_sum_of_group_norms():

@@ -226,6 +226,7 @@ class TermConfig(_Frozen):
     """Roles of the units the term is the mean over."""
     objective: Literal[
         "cross_entropy",
+        "hedged_cross_entropy",
         "bounded_ce_batch",
         "bounded_ce_sample",
         "masked_distillation",
@@ -265,6 +266,8 @@ class TermConfig(_Frozen):
     """Whether features are first whitened by the base's covariance within classes on the training
     images, so that directions that hardly vary count as much as those that do, as they do for a
     linear probe."""
+    hedge: Share = 0.3
+    """Of `hedged_cross_entropy`: the base's part in the target."""
     tilt: NonNegative = 1.0
     """Of `tilted_distillation`: factor on the similarity of classes, a cosine; 0 is
     `masked_distillation`."""

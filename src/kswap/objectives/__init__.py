@@ -21,7 +21,12 @@ from kswap.objectives.forgetting import (
     default_bound,
     masked_distillation,
 )
-from kswap.objectives.learning import cross_entropy, distillation, restricted_distillation
+from kswap.objectives.learning import (
+    cross_entropy,
+    distillation,
+    hedged_cross_entropy,
+    restricted_distillation,
+)
 from kswap.objectives.places import is_at
 from kswap.objectives.units import Place, Units, has_role
 
@@ -41,6 +46,12 @@ def _own(u: Units, t: TermConfig, divisor: float) -> Tensor:
         return u.own
     assert u.logits is not None
     return cross_entropy(u.logits, u.class_ids)
+
+
+def _hedged(u: Units, t: TermConfig, divisor: float) -> Tensor:
+    logits, base_logits = u.taught()
+    loss = hedged_cross_entropy(logits, base_logits, u.class_ids, u.forgotten, hedge=t.hedge)
+    return _weighted(u, loss)
 
 
 def _bounded_batch(u: Units, t: TermConfig, divisor: float) -> Tensor:
@@ -209,6 +220,7 @@ def _nearest_class(u: Units, t: TermConfig, divisor: float) -> Tensor:
 
 OBJECTIVES: Mapping[str, Callable[[Units, TermConfig, float], Tensor]] = {
     "cross_entropy": _own,
+    "hedged_cross_entropy": _hedged,
     "bounded_ce_batch": _bounded_batch,
     "bounded_ce_sample": _bounded_sample,
     "distillation": _distil,
@@ -240,12 +252,12 @@ NEEDS_BANK = NEEDS_FEATURES | {"tilted_distillation"}
 NEEDS_BASE = frozenset(
     {"distillation", "masked_distillation", "restricted_distillation", "tilted_distillation"}
     | {"negative_distillation", "nearest_class", "impersonation", "class_mean_head"}
-    | {"feature_distillation"}
+    | {"feature_distillation", "hedged_cross_entropy"}
 )
 """Objectives that compare with the base model's outputs."""
 NEEDS_KEPT = frozenset(
     {"masked_distillation", "restricted_distillation", "tilted_distillation", "nearest_class"}
-    | {"impersonation", "class_mean_head"}
+    | {"impersonation", "class_mean_head", "hedged_cross_entropy"}
 )
 """Those that do so on the classes that are not forgotten; without any they have no value."""
 NEEDS_OWN = frozenset({"feature_distillation"})

@@ -7,6 +7,8 @@ ones, Learning without Forgetting, Li and Hoiem 2016 (arXiv 1606.09282).
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -20,6 +22,27 @@ def cross_entropy(
 ) -> Float[Tensor, " units"]:
     """Return -log p_y of each unit, in nats."""
     return functional.cross_entropy(logits, class_ids, reduction="none")
+
+
+def hedged_cross_entropy(
+    logits: Float[Tensor, "units classes"],
+    base_logits: Float[Tensor, "units base_classes"],
+    class_ids: Int[Tensor, " units"],
+    forgotten: Bool[Tensor, " base_classes"],
+    *,
+    hedge: float,
+) -> Float[Tensor, " units"]:
+    """Return -Σ_c q_c log p_c of each unit, in nats; q = (1 - hedge) · truth + hedge · base.
+
+    The base's part is its answer without forgotten classes. A learned class then leads the old
+    classes that its images look like by ln((1 - hedge) / hedge) nats and no more, whereas
+    cross-entropy drives it up without end, over images of those old classes as well.
+    """
+    target = base_logits.float().masked_fill(forgotten, -math.inf).softmax(-1)
+    log_p = logits.float().log_softmax(-1)
+    old = (target * log_p[..., : base_logits.shape[-1]]).sum(-1)
+    own = log_p.gather(-1, class_ids[:, None])[:, 0]
+    return -(1 - hedge) * own - hedge * old
 
 
 def distillation(
