@@ -96,7 +96,9 @@ def test_a_head_whose_name_ends_another_is_the_only_one_saved(built, tmp_path):
         models.append(model)
     peft_model = attach(models[0], blocks, CONFIG, head_names=["classifier"], seed=0)
     train(peft_model)
-    assert not [n for n, p in peft_model.named_parameters() if "layers.0.classifier" in n and p.grad]
+    assert not [
+        n for n, p in peft_model.named_parameters() if "layers.0.classifier" in n and p.grad
+    ]
     inputs = tiny_inputs(peft_model.get_base_model())
     with torch.no_grad():
         trained = peft_model(**inputs).logits

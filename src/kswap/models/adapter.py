@@ -6,8 +6,8 @@ are hit, or it is an error.
 
 A head whose name ends that of another module (`class_embed` beside `enc_out_class_embed`, as in
 LW-DETR and RF-DETR) has no name in `modules_to_save` that would not hit both. It gets the wrapper
-that PEFT would give it from here, and is saved as the others are; `PeftModel.from_pretrained` writes
-it into the base's own layer, as it does with biases and embeddings, so that the answers are the same.
+that PEFT would give it from here, and is saved as the others are; `PeftModel.from_pretrained`
+writes it into the base's own layer, as it does with biases and embeddings: the same answers.
 """
 
 from __future__ import annotations
