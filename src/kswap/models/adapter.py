@@ -132,16 +132,23 @@ def tie_heads(peft_model: PeftModel, ties: Sequence[Sequence[str]]) -> None:
 @contextlib.contextmanager
 def without_embeddings(model: PreTrainedModel) -> Iterator[None]:
     """Within the context a model that has no input embeddings says so, instead of raising."""
+    if has_embeddings(model):
+        yield
+        return
+    vars(model)["get_input_embeddings"] = nn.Identity
+    try:
+        yield
+    finally:
+        del vars(model)["get_input_embeddings"]
+
+
+def has_embeddings(model: PreTrainedModel) -> bool:
+    """Whether a model answers when PEFT asks for its input embeddings; several detectors raise."""
     try:
         model.get_input_embeddings()
     except NotImplementedError:
-        vars(model)["get_input_embeddings"] = nn.Identity
-        try:
-            yield
-        finally:
-            del vars(model)["get_input_embeddings"]
-    else:
-        yield
+        return False
+    return True
 
 
 def adapter_groups(
