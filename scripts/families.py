@@ -14,11 +14,12 @@ from models.scene_expected import EXPECTED_CLASS_ROWS, EXPECTED_PARTS
 _INTRO = """\
 # Families: what LoRA adapts
 
-Made by `make docs` from the tables in `tests/models/expected.py` and `tests/models/scene_expected.py`,
-which the tests hold every family to: small models of few blocks, built from config. Sizes are those
-of the small models; what matters is which parts have blocks and how many linears a block has. A
-block is one group of the group lasso. Nothing here is a list that the code reads: blocks and heads are
-found by structure (`models/structure.py`, `models/class_tensors.py`).
+Made by `make docs` from the tables in `tests/models/expected.py` and
+`tests/models/scene_expected.py`, which the tests hold every family to: small models of few blocks,
+built from config. Sizes are those of the small models; what matters is which parts have blocks and
+how many linears a block has. A block is one group of the group lasso. Nothing here is a list that
+the code reads: blocks and heads are found by structure (`models/structure.py`,
+`models/class_tensors.py`).
 
 A block that the answers do not depend on is not adapted: BEiT's and Data2Vec's segmentation heads
 read four of the hidden states, and blocks behind the last of them are not used.
@@ -39,9 +40,7 @@ RF-DETR's own image processor needs torchvision (`pip install torchvision`).
 def families_page() -> str:
     """Return docs/families.md."""
     parts = [_INTRO, "## Segmentation and detection\n"]
-    parts.append(
-        "| family | part | blocks | linears of each block (in → out) | what has a row for each class |"
-    )
+    parts.append("| family | part | blocks | linears of each block (in → out) | rows for classes |")
     parts.append("|---|---|---|---|---|")
     for family, found in EXPECTED_PARTS.items():
         heads = _heads(EXPECTED_CLASS_ROWS[family])

@@ -1,4 +1,4 @@
-"""Make docs/config.md, reference.md and families.md from the code, so that they cannot disagree with it.
+"""Make docs/config.md, reference.md and families.md from the code, so that they cannot disagree.
 
     python scripts/make_docs.py [--check]
 

@@ -57,7 +57,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_folder(folder: Path, build: Build) -> None:
     land = build(learn={"data": str(folder), "config_name": "land"})
-    assert [land.id2label[row] for row in land.class_ids["learn"]] == ["cow", "horse"]
+    assert [land.id2label[row] for row in land.class_ids["learn"]] == ["horse", "cow"]
     assert same(land, build(learn={"data": str(folder / "land" / "data.parquet")}))
     sea = build(learn={"data": str(folder), "config_name": "sea"})
     assert [sea.id2label[row] for row in sea.class_ids["learn"]] == ["ship", "whale"]
