@@ -1,4 +1,4 @@
-"""Make docs/config.md and docs/reference.md from the code, so that they cannot disagree with it.
+"""Make docs/config.md, reference.md and families.md from the code, so that they cannot disagree.
 
     python scripts/make_docs.py [--check]
 
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from families import families_page
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
@@ -146,7 +147,12 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
     stale = 0
-    for name, text in (("config.md", config_page()), ("reference.md", reference_page())):
+    pages = {
+        "config.md": config_page(),
+        "reference.md": reference_page(),
+        "families.md": families_page(),
+    }
+    for name, text in pages.items():
         path = DOCS / name
         if check and (not path.exists() or path.read_text(encoding="utf-8") != text):
             print(f"{path} is out of date; run `make docs`", file=sys.stderr)

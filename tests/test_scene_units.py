@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from criteria_models import DETECTORS, MASKS, PER_PIXEL, SIDE
+from criteria_models import DETECTORS, MASKS, PER_PIXEL
+from scene_examples import FORGET, LEARN, RETAIN, TERMS, examples, view_of
 
 from kswap.config import ROLES, TermConfig
 from kswap.data.sets import IGNORE, OPEN
@@ -17,42 +18,14 @@ from kswap.tasks.queries import align
 from kswap.tasks.segmentation import Segmentation
 from kswap.training.loop import compute_terms
 
-LEARN, FORGET, RETAIN = range(3)
 NUM_BASE = 4
 """Of the five classes of the tiny models the last is the one to learn."""
-ROLE_OF_ROW = torch.tensor([RETAIN, RETAIN, RETAIN, FORGET, LEARN])
-PIXELS = torch.randn(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
-TERMS = {
-    role: TermConfig(roles=(role,), objective="cross_entropy", reduction="share") for role in ROLES
-}
+ROLE_OF_ROW = [RETAIN, RETAIN, RETAIN, FORGET, LEARN]
 SEGMENTERS = {**MASKS, **PER_PIXEL}
 
 
 def view(*, forgets: bool = True, learned: bool = True) -> View:
-    forgotten = torch.zeros(NUM_BASE, dtype=torch.bool)
-    forgotten[3] = forgets
-    return View(ROLE_OF_ROW[: None if learned else NUM_BASE], NUM_BASE, forgotten)
-
-
-def examples(*, complete: bool = True, ids: tuple[int, ...] = (0, 3, 4)) -> Examples:
-    """Two images of the same objects, one class beside the other."""
-    masks = torch.full((2, SIDE, SIDE), OPEN)
-    boxes = []
-    for place, class_id in enumerate(ids):
-        left = 2 + place * (SIDE // len(ids))
-        masks[:, 8:40, left : left + 14] = class_id
-        boxes.append([left / SIDE, 8 / SIDE, (left + 14) / SIDE, 40 / SIDE])
-    corners = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
-    return Examples(
-        pixels=PIXELS,
-        class_ids=torch.zeros(2, dtype=torch.long),
-        roles=torch.zeros(2, dtype=torch.long),
-        complete=torch.full((2,), complete),
-        masks=masks,
-        boxes=(corners, corners),
-        box_ids=(torch.tensor(ids).long(),) * 2,
-        crowd=(torch.zeros(len(ids), dtype=torch.bool),) * 2,
-    )
+    return view_of(ROLE_OF_ROW[: None if learned else NUM_BASE], NUM_BASE, forgets=forgets)
 
 
 def teach(task: Any, model: Any, given: Examples) -> dict[str, torch.Tensor]:

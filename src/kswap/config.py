@@ -151,6 +151,9 @@ class SourceConfig(_Frozen):
     model's processor says."""
     ignore_index: Annotated[int, Field(ge=0, le=65535)] = 255
     """Value in a mask of pixels that are neither trained nor scored."""
+    config_name: str | None = None
+    """Which configuration of a Hugging Face data set with several: of a hub id, or of a folder laid
+    out as on the hub (configurations in its README.md, or a folder for each)."""
     image_column: str | None = None
     """Column with the image (bytes, path, or both); found by itself when left out."""
     label_column: str | None = None

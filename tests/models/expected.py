@@ -6,33 +6,33 @@
 Shapes = tuple[tuple[int, int], ...]
 
 
-def _two(down: int, up: int) -> Shapes:
+def two(down: int, up: int) -> Shapes:
     return (down, up), (up, down)
 
 
-def _gated(down: int, up: int) -> Shapes:
+def gated(down: int, up: int) -> Shapes:
     return (down, up), (down, up), (up, down)
 
 
 EXPECTED_FFN: dict[str, tuple[Shapes, ...]] = {
     **dict.fromkeys(
         ("vit", "deit", "deit-distilled", "beit", "data2vec", "vit-msn", "ijepa"),
-        (_two(32, 48),) * 2,
+        (two(32, 48),) * 2,
     ),
-    **dict.fromkeys(("siglip", "siglip2", "clip", "metaclip2"), (_two(32, 48),) * 2),
-    **dict.fromkeys(("dinov2", "dinov2-registers"), (_two(32, 64),) * 2),
+    **dict.fromkeys(("siglip", "siglip2", "clip", "metaclip2"), (two(32, 48),) * 2),
+    **dict.fromkeys(("dinov2", "dinov2-registers"), (two(32, 64),) * 2),
     # SwiGLU's hidden width: 2/3 of mlp_ratio * d, up to a multiple of 8; 2/3 * 64 gives 48.
-    "dinov2-swiglu": (_gated(32, 48),) * 2,
-    "vit-square": (_two(32, 32),) * 2,
+    "dinov2-swiglu": (gated(32, 48),) * 2,
+    "vit-square": (two(32, 32),) * 2,
     **dict.fromkeys(
-        ("swin", "swinv2", "donut-swin", "hiera", "cvt"), (_two(16, 32), _two(32, 64), _two(32, 64))
+        ("swin", "swinv2", "donut-swin", "hiera", "cvt"), (two(16, 32), two(32, 64), two(32, 64))
     ),
-    **dict.fromkeys(("pvt", "pvt-v2", "segformer", "focalnet"), (_two(16, 32), _two(32, 64))),
+    **dict.fromkeys(("pvt", "pvt-v2", "segformer", "focalnet"), (two(16, 32), two(32, 64))),
     # Stages of 2, 4 and 3 blocks are fixed in the family.
-    "mobilevit": (_two(16, 24),) * 2 + (_two(24, 36),) * 4 + (_two(32, 48),) * 3,
+    "mobilevit": (two(16, 24),) * 2 + (two(24, 36),) * 4 + (two(32, 48),) * 3,
     # One network in each stage and one after the subsampling between the stages.
-    "levit": (_two(32, 64), _two(48, 96), _two(48, 96)),
-    **dict.fromkeys(("convnext", "convnextv2"), (_two(16, 64), _two(32, 128))),
+    "levit": (two(32, 64), two(48, 96), two(48, 96)),
+    **dict.fromkeys(("convnext", "convnextv2"), (two(16, 64), two(32, 128))),
 }
 EXPECTED_HEADS: dict[str, tuple[str, ...]] = {
     "deit-distilled": ("cls_classifier", "distillation_classifier"),

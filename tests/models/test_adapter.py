@@ -3,6 +3,7 @@
 import pytest
 import torch
 from models.families import FAMILIES, LABELS, tiny_inputs
+from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
@@ -84,11 +85,31 @@ def test_a_name_that_is_the_end_of_another_is_not_hit(built):
         adapter_groups(peft_model, (*blocks[:1], FfnBlock("again", blocks[0].linears)))
 
 
-def test_a_head_whose_name_ends_another_is_an_error(built):
-    model, blocks = built("vit")
-    model.vit.layers[0].classifier = nn.Linear(3, 3)
-    with pytest.raises(RuntimeError, match=r"vit\.layers\.0\.classifier"):
-        attach(model, blocks, CONFIG, head_names=["classifier"], seed=0)
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_a_head_whose_name_ends_another_is_the_only_one_saved(built, tmp_path):
+    """PEFT matches the ends of names, so that it would save the other one too."""
+    models = []
+    for _ in range(2):
+        model, blocks = built("vit")
+        extend_head(model, NEW, init="random", seed=0)
+        model.vit.layers[0].classifier = nn.ModuleList([nn.Linear(3, 3)])
+        models.append(model)
+    peft_model = attach(models[0], blocks, CONFIG, head_names=["classifier"], seed=0)
+    train(peft_model)
+    assert not [
+        n for n, p in peft_model.named_parameters() if "layers.0.classifier" in n and p.grad
+    ]
+    inputs = tiny_inputs(peft_model.get_base_model())
+    with torch.no_grad():
+        trained = peft_model(**inputs).logits
+        with peft_model.disable_adapter():
+            before = peft_model(**inputs).logits
+        assert torch.equal(before, models[1](**inputs).logits)
+    peft_model.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(models[1], tmp_path).eval()
+    with torch.no_grad():
+        assert torch.allclose(again(**inputs).logits, trained, rtol=0, atol=1e-6)
+        assert not torch.allclose(before, trained, rtol=0, atol=1e-3)
 
 
 def test_matrices_come_from_the_seed_alone(built):

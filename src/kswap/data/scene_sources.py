@@ -21,6 +21,7 @@ from kswap.data.scene_tables import objects_table, pictures_table
 from kswap.data.sources import (
     READERS,
     TableMaker,
+    configured_source,
     file_source,
     hub_source,
     local_path,
@@ -89,6 +90,8 @@ class SceneOpener:
                 folder = images_dir if images_dir.is_dir() else path.parent
                 return source_of_splits(str(path), {"train": coco_table(path, folder, self.task)})
             return file_source(path, self.settings, self._maker())
+        if self.settings.config_name is not None:
+            return configured_source(path, self.settings, self._maker())
         layout = find_layout(path, self.task)
         if layout is not None:
             return self._of_layout(path, layout)

@@ -85,6 +85,8 @@ def _open(role: Role, data: str, settings: SourceConfig) -> Source:
         return hub_source(role, data, settings)
     if path.is_file():
         return file_source(path, settings)
+    if settings.config_name is not None:
+        return configured_source(path, settings)
     source = table_source(path, settings)
     if source is not None:
         return source
@@ -126,6 +128,7 @@ def file_source(path: Path, settings: SourceConfig, table: TableMaker = dataset_
     Raises:
         UserError: it is none, or has no usable columns.
     """
+    _check_no_config(settings, f"{one_line(path)} is a file")
     return _files_source(path.parent, {"train": [path]}, settings, where=str(path), table=table)
 
 
@@ -238,6 +241,30 @@ def _files_source(
     return _dataset_source(loaded, settings, where=where, folder=folder, table=table)
 
 
+def configured_source(
+    path: Path, settings: SourceConfig, table: TableMaker = dataset_table
+) -> Source:
+    """Open one configuration of a folder that is laid out like a data set of the hub.
+
+    Raises:
+        UserError: it has no such configuration, or no usable columns.
+    """
+    import datasets
+
+    where = f"{path} [{settings.config_name}]"
+    with _reading(where):
+        loaded = datasets.load_dataset(str(path.absolute()), settings.config_name)
+    return _dataset_source(loaded, settings, where=where, folder=path, table=table)
+
+
+def _check_no_config(settings: SourceConfig, what: str) -> None:
+    if settings.config_name is not None:
+        raise UserError(
+            f"config_name: {one_line(settings.config_name)!r} is of a Hugging Face data set with "
+            f"several configurations, but {what}; leave it out, or name the data set's id or folder"
+        )
+
+
 def hub_source(
     role: Role, name: str, settings: SourceConfig, table: TableMaker = dataset_table
 ) -> Source:
@@ -253,7 +280,8 @@ def hub_source(
     )
     with _reading(missing):
         _check_hub(name)
-        loaded = datasets.load_dataset(name)
+        own = () if settings.config_name is None else (settings.config_name,)
+        loaded = datasets.load_dataset(name, *own)
     return _dataset_source(loaded, settings, where=name, folder=None, from_hub=True, table=table)
 
 
@@ -281,6 +309,7 @@ def memory_source(
     """
     import datasets
 
+    _check_no_config(settings, f"the data of {role} is given in memory")
     parts = value.values() if isinstance(value, Mapping) else [value]
     kinds = {type(part).__name__ for part in parts if not isinstance(part, datasets.Dataset)}
     if kinds or not parts:
@@ -333,6 +362,13 @@ def _reading(where: str) -> Iterator[None]:
         raise
     except Exception as error:  # not found, offline, gated, damaged, needs a script of its own …
         cause = error.__cause__ or error
+        if "Config name is missing" in str(error):
+            names = re.search(r"available configs: (\[.*?\])", str(error))
+            raise UserError(
+                f"{one_line(where)}: has several configurations "
+                f"({one_line(names.group(1)) if names else 'see its page'}); "
+                "name one in config_name"
+            ) from None
         raise UserError(
             f"{one_line(where)}: cannot be loaded ({type(cause).__name__}: {one_line(cause)}); "
             "check the name, the file and the network"

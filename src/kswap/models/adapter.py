@@ -3,6 +3,11 @@
 One adapter serves all stages. A is Kaiming-uniform (a = sqrt 5), B is 0, so that the adapted model
 starts as the base bit for bit. PEFT matches module names by suffix; here exactly the named modules
 are hit, or it is an error.
+
+A head whose name ends that of another module (`class_embed` beside `enc_out_class_embed`, as in
+LW-DETR and RF-DETR) has no name in `modules_to_save` that would not hit both. It gets the wrapper
+that PEFT would give it from here, and is saved as the others are; `PeftModel.from_pretrained`
+writes it into the base's own layer, as it does with biases and embeddings: the same answers.
 """
 
 from __future__ import annotations
@@ -57,12 +62,13 @@ def attach(
     """
     was_training = model.training
     linears = [name for block in blocks for name in block.linears]
+    own = _ends_of_others(model, head_names)
     lora = LoraConfig(
         r=config.rank,
         lora_alpha=config.rank * config.scale,  # PEFT divides it by r; it need not be whole
         lora_dropout=config.dropout,
         target_modules=f"(?:{'|'.join(map(re.escape, linears))})",  # matched whole
-        modules_to_save=list(head_names),
+        modules_to_save=[name for name in head_names if name not in own] or None,
     )
     ties = _ties(model, head_names)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -71,15 +77,11 @@ def attach(
             "ignore", message=".*is_gradient_checkpointing", category=FutureWarning
         )
         with without_embeddings(model):
-            try:
-                wrapped = get_peft_model(model, lora, adapter_name=ADAPTER_NAME)
-            except TypeError as error:  # a list of layers whose name ends like a head's
-                raise UserError(
-                    f"model: PEFT cannot save the heads of {type(model).__name__} "
-                    f"({' '.join(str(error).split())}); name a model of another family"
-                ) from None
+            wrapped = get_peft_model(model, lora, adapter_name=ADAPTER_NAME)
     if not isinstance(wrapped, PeftModel):
         raise TypeError(f"PEFT returned a {type(wrapped).__name__}")
+    for name in own:
+        _save_with_adapter(wrapped.get_base_model(), name)
     _check_hits(wrapped, linears, head_names)
     tie_heads(wrapped, ties)
     generator = torch.Generator().manual_seed(seed)
@@ -93,6 +95,21 @@ def attach(
     for name in head_names:
         head_linear(wrapped, name).requires_grad_(head_train != "none")
     return wrapped.train(was_training)
+
+
+def _ends_of_others(model: nn.Module, heads: Sequence[str]) -> list[str]:
+    """Return the heads whose names also end those of modules that are no heads."""
+    others = {name for name, _ in model.named_modules(remove_duplicate=False)} - set(heads)
+    return [head for head in heads if any(other.endswith(head) for other in others)]
+
+
+def _save_with_adapter(base: nn.Module, name: str) -> None:
+    """Wrap one module as PEFT wraps those in `modules_to_save`."""
+    parent_name, _, last = name.rpartition(".")
+    parent = base.get_submodule(parent_name)
+    wrapper = ModulesToSaveWrapper(getattr(parent, last), ADAPTER_NAME)
+    wrapper.set_adapter(ADAPTER_NAME)
+    setattr(parent, last, wrapper)
 
 
 def _ties(model: nn.Module, heads: Sequence[str]) -> list[list[str]]:
@@ -115,16 +132,23 @@ def tie_heads(peft_model: PeftModel, ties: Sequence[Sequence[str]]) -> None:
 @contextlib.contextmanager
 def without_embeddings(model: PreTrainedModel) -> Iterator[None]:
     """Within the context a model that has no input embeddings says so, instead of raising."""
+    if has_embeddings(model):
+        yield
+        return
+    vars(model)["get_input_embeddings"] = nn.Identity
+    try:
+        yield
+    finally:
+        del vars(model)["get_input_embeddings"]
+
+
+def has_embeddings(model: PreTrainedModel) -> bool:
+    """Whether a model answers when PEFT asks for its input embeddings; several detectors raise."""
     try:
         model.get_input_embeddings()
     except NotImplementedError:
-        vars(model)["get_input_embeddings"] = nn.Identity
-        try:
-            yield
-        finally:
-            del vars(model)["get_input_embeddings"]
-    else:
-        yield
+        return False
+    return True
 
 
 def adapter_groups(

@@ -29,7 +29,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kswap.errors import UserError
-from kswap.models.adapter import ADAPTER_NAME
+from kswap.models.adapter import ADAPTER_NAME, has_embeddings
 from kswap.models.head import is_classifier
 from kswap.models.loading import load_base, quiet
 from kswap.models.structure import shown
@@ -45,11 +45,11 @@ LoRA matrices and the class head for `{base}`, made by [kswap](https://pypi.org/
 
 ```python
 from peft import PeftModel
-from transformers import AutoConfig, AutoImageProcessor, {auto_class}
+{imports}from transformers import AutoConfig, AutoImageProcessor, {auto_class}
 
 config = AutoConfig.from_pretrained("{folder}")  # this folder: it knows the extended label map
 base = {auto_class}.from_pretrained("{base}", config=config, ignore_mismatched_sizes=True)
-model = PeftModel.from_pretrained(base, "{folder}").eval()
+{embeddings}model = PeftModel.from_pretrained(base, "{folder}").eval()
 processor = AutoImageProcessor.from_pretrained("{folder}")
 ```
 
@@ -57,6 +57,12 @@ processor = AutoImageProcessor.from_pretrained("{folder}")
 the rows that transformers makes up at that line are replaced by those in this folder at the next.
 Without the config the last line stops with a size mismatch.
 """
+
+
+_EMBEDDINGS = (
+    "base.get_input_embeddings = nn.Identity  # PEFT asks for word embeddings; there are none\n"
+)
+"""Of models that raise when they are asked (Deformable DETR, RT-DETR v2, D-FINE ...)."""
 
 
 def save_adapter(
@@ -80,8 +86,11 @@ def save_adapter(
             _plain_config(peft_model.get_base_model()).save_pretrained(folder)
             processor.save_pretrained(folder)
         _sort_targets(folder / "adapter_config.json")
+        asks = has_embeddings(peft_model.get_base_model())
         text = _RECIPE.format(
             base=base_name,
+            imports="" if asks else "from torch import nn\n",
+            embeddings="" if asks else _EMBEDDINGS,
             folder=to_dir.name,
             auto_class=_auto_class(peft_model.get_base_model()),
             num_labels=peft_model.get_base_model().config.num_labels,

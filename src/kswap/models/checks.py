@@ -160,6 +160,18 @@ def check_loading(name: str, info: Mapping[str, Any]) -> None:
         )
 
 
+def repair_config(model: PreTrainedModel) -> None:
+    """Let a MaskFormer with auxiliary losses keep the hidden states that its forward stacks.
+
+    It asks for them only half-way, so that without this key its forward raises, in transformers'
+    own pipeline too.
+    """
+    config: Any = model.config
+    criterion = getattr(model, "criterion", None)
+    if type(criterion).__name__ == "MaskFormerLoss" and config.use_auxiliary_loss:
+        config.output_hidden_states = True
+
+
 def check_fits(model: PreTrainedModel, pixel_values: Tensor, name: str) -> None:
     """Refuse an image processor whose images are not what the model takes."""
     try:

@@ -36,6 +36,7 @@ from kswap.models.checks import (
     check_folder,
     check_labels,
     check_loading,
+    repair_config,
     task_of_class,
 )
 
@@ -276,6 +277,7 @@ def _loaded(model: PreTrainedModel, processor: Any, *, source: str, commit: str 
             "class names; correct it"
         )
     here = set(id2label.values())
+    repair_config(model)
     return Loaded(
         model=model.eval(),
         processor=processor,

@@ -4,9 +4,10 @@ A feed-forward network is **a residual branch that is computed token by token an
 linears in series**: in `z = x + f(x)` every path from `f(x)` back to the residual stream passes
 only linears, activations, gates, norms, scales, dropout, reshapes and depth-wise convolutions (PVT
 v2, SegFormer). Attention fails (softmax, matrix products of data, sampling), so its d→d projections
-are never taken; prediction heads (box predictors, mask embedders) fail, as they are not added to
-their own input; gates (SwiGLU) pass; layers in a row, and attention beside the network (parallel
-blocks) pass too. Own design; see `trace.py` for the graph.
+are never taken; scales of positions fail (DAB-DETR adds positions times a network); prediction
+heads (box predictors, mask embedders) fail, as they are not added to their own input; gates
+(SwiGLU) pass; layers in a row, and attention beside the network (parallel blocks) pass too. Own
+design; see `trace.py` for the graph.
 """
 
 from __future__ import annotations

@@ -67,6 +67,7 @@ _TOKENWISE = {
     *("mean", "sum", "var_mean", "var", "std", "linalg_vector_norm", "norm"),
 }
 _ADDITIONS = {"add", "add_"}
+_PRODUCTS = {"mul", "mul_"}
 
 
 @dataclass(eq=False)
@@ -76,7 +77,7 @@ class Node:
     Kinds: `input` of the model, `constant` (parameters and what is computed from them alone), `add`
         of two data tensors, `view` (same numbers, other shape), `tokenwise` (activations, norms,
         gates, depth-wise convolutions), `linear` (a call of an `nn.Linear`), `mix` (everything
-        else: attention, pooling …).
+        else: attention, pooling, products with positions …).
     """
 
     kind: Kind
@@ -232,6 +233,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         ):
             product = Node("tokenwise", "mul", parents[1:], order=len(self.trace.nodes))
             self.register(made, Node("add", name, (parents[0], product)))
+        elif name in _PRODUCTS and len(data) < len(parents) and _differs_by_token(args):
+            self.register(made, Node("mix", name, parents))
         else:
             self.register(made, Node(_kind(func, name, args, len(data)), name, parents))
 
@@ -253,6 +256,17 @@ def _kind(func: Any, name: str, args: tuple[Any, ...], num_data: int) -> Kind:
     if name == "convolution" and _is_depthwise(args):
         return "tokenwise"
     return "mix"
+
+
+def _differs_by_token(factors: tuple[Any, ...]) -> bool:
+    """Whether both factors have a number for every channel of every token, as positions have.
+
+    A scale (LayerScale) has one for each channel, a mask one for each token.
+    """
+    one, other = factors[:2]
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        return False
+    return one.numel() == other.numel() and sum(size > 1 for size in one.shape) > 1
 
 
 def _is_view(func: Any) -> bool:

@@ -21,6 +21,7 @@ from kswap.config import ROLES, TermConfig
 from kswap.objectives import OBJECTIVES, Units
 from kswap.tasks import View
 from kswap.tasks.criteria import Decomposed, Layer, loss_name
+from kswap.tasks.criteria.masks import MASK_FITS
 
 RETAIN = ROLES.index("retain")
 CONFIDENT = 0.5
@@ -49,7 +50,7 @@ def loss_kind(model: nn.Module) -> Kind:
     name = loss_name(model)
     if name == "ForSemanticSegmentationLoss":
         return Kind(pixels=True, sigmoid=False, nothing=False)
-    softmax = name in ("ForObjectDetectionLoss", "Mask2FormerLoss", "MaskFormerLoss", "EomtLoss")
+    softmax = name == "ForObjectDetectionLoss" or name in MASK_FITS
     return Kind(pixels=False, sigmoid=not softmax, nothing=softmax)
 
 

@@ -30,6 +30,7 @@ from kswap.tasks.criteria import (
     Normaliser,
     PixelLayer,
     decompose,
+    ignored_label,
     outputs_only,
 )
 from kswap.tasks.dense import count_objects, object_divisors, roles_of, truth_at
@@ -61,6 +62,7 @@ class Segmentation:
         """Return one unit per pixel; of a mask classifier, per image, query and layer."""
         truth = known_truth(examples, view)
         if loss_kind(model).pixels:
+            truth = truth.masked_fill(truth == ignored_label(model), IGNORE)
             return _pixel_units(model, examples, truth, teacher, view)
         return _mask_units(model, examples, truth, teacher, view)
 

@@ -18,7 +18,7 @@ from kswap.tasks.criteria.capture import bare, captured_loss, captured_loss_dict
 from kswap.tasks.criteria.detectors import LOSSES
 from kswap.tasks.criteria.masks import MASK_FITS, decompose_masks
 from kswap.tasks.criteria.matching import Targets
-from kswap.tasks.criteria.pixels import decompose_pixels
+from kswap.tasks.criteria.pixels import decompose_pixels, ignored_label
 from kswap.tasks.criteria.predictions import bounded
 from kswap.tasks.criteria.units import (
     IGNORED,
@@ -36,6 +36,7 @@ __all__ = [
     "Normaliser",
     "PixelLayer",
     "decompose",
+    "ignored_label",
     "loss_name",
     "normaliser",
     "outputs_only",
@@ -81,13 +82,16 @@ def decompose(
         inputs: What its forward takes: pixel_values, pixel_mask …
         labels: Detectors: one mapping an image, class_labels (objects,) and boxes (objects, 4),
             centre, width and height from 0 to 1. Mask classifiers: class_labels and masks (objects,
-            height, width). Others: (images, height, width), IGNORED where nothing is known.
+            height, width). Others: (images, height, width), where nothing is known negative or
+            `ignored_label`.
         counts: Of the whole batch that this is a part of, by `normaliser`; its own when left out.
 
     Raises:
         UserError: the loss of this family cannot be split.
     """
     name = loss_name(model)
+    if isinstance(labels, Tensor):
+        labels = labels.masked_fill(labels == ignored_label(model), IGNORED)
     counts = normaliser(labels) if counts is None else counts
     if name == _PIXEL_LOSS:
         assert isinstance(labels, Tensor), "labels of pixels are a tensor"

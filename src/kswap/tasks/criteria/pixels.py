@@ -3,6 +3,8 @@
 Some of these models call `ForSemanticSegmentationLoss`, some compute the same in their forward:
 cross-entropy of the upsampled logits, mean over labelled pixels, plus an auxiliary head's by its
 weight. One function serves all; an auxiliary head is the module `auxiliary_head`.
+
+Labels that are negative count for nothing, and so does what the config ignores.
 """
 
 from __future__ import annotations
@@ -17,6 +19,23 @@ from torch.nn import functional
 
 from kswap.tasks.criteria.capture import bare, floats
 from kswap.tasks.criteria.units import IGNORED, Decomposed, Normaliser, PixelLayer
+
+_BYTE = 255
+"""What the library ignores unless a config says otherwise."""
+
+
+def ignored_label(model: nn.Module) -> int:
+    """Return the label that a model's own loss leaves out.
+
+    That is `config.semantic_loss_ignore_index` (UPerNet: `loss_ignore_index`), which may be a class
+    of the model (background).
+    Where it is the library's default and there are more classes than a byte holds, it is a class,
+    and no label of its own is left out.
+    """
+    config = bare(model).config
+    own = getattr(config, "loss_ignore_index", _BYTE)
+    index = int(getattr(config, "semantic_loss_ignore_index", own))
+    return IGNORED if index == _BYTE and config.num_labels > _BYTE else index
 
 
 def decompose_pixels(

@@ -14,8 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-IGNORED = 255
-"""Label of pixels that count for nothing."""
+IGNORED = -100
+"""Label of pixels that count for nothing: no class of any model has this number."""
 
 
 @dataclass(frozen=True)
@@ -129,5 +129,5 @@ class Normaliser:
 def normaliser(labels: Tensor | Sequence[Mapping[str, Any]]) -> Normaliser:
     """Count objects or labelled pixels of labels as `decompose` takes them."""
     if isinstance(labels, Tensor):
-        return Normaliser(pixels=int((labels != IGNORED).sum()))
+        return Normaliser(pixels=int((labels >= 0).sum()))
     return Normaliser(objects=tuple(len(image["class_labels"]) for image in labels))
