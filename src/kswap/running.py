@@ -342,6 +342,7 @@ class Run:
                 num_old=self.data.num_base_classes,
                 class_means=means,
                 centre=centre,
+                lead=self.task.new_rows_lead,
             )
         self._spent("head", begin)
 

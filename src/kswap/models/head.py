@@ -306,7 +306,13 @@ def _set_labels(model: nn.Module, id2label: dict[int, str], num_before: int) -> 
 
 @torch.no_grad()
 def set_new_rows(
-    model: nn.Module, name: str, *, num_old: int, class_means: Tensor, centre: Tensor
+    model: nn.Module,
+    name: str,
+    *,
+    num_old: int,
+    class_means: Tensor,
+    centre: Tensor,
+    lead: bool = True,
 ) -> None:
     """Start the rows behind the first `num_old` from class means, in place; see `class_mean_rows`.
 
@@ -319,11 +325,12 @@ def set_new_rows(
         num_old: Rows that stay as they are.
         class_means: (num_new, in_features), in the order of the new ids.
         centre: (in_features,).
+        lead: Whether every new row leads the old ones at its own mean.
     """
     head = head_linear(model, name)
     bias = None if head.bias is None else head.bias[:num_old]
     old = head.weight[:num_old].flatten(1)
-    weight, new_bias = class_mean_rows(old, bias, class_means, centre)
+    weight, new_bias = class_mean_rows(old, bias, class_means, centre, lead=lead)
     new = slice(num_old, num_old + len(class_means))  # behind them there may be "no object"
     head.weight[new] = weight.to(head.weight).view_as(head.weight[new])
     if head.bias is not None:

@@ -30,7 +30,12 @@ def random_rows(
 
 
 def class_mean_rows(
-    old_weight: Tensor, old_bias: Tensor | None, means: Tensor, centre: Tensor | None
+    old_weight: Tensor,
+    old_bias: Tensor | None,
+    means: Tensor,
+    centre: Tensor | None,
+    *,
+    lead: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Return rows that point from the centre of the features to the mean of each new class.
 
@@ -46,6 +51,9 @@ def class_mean_rows(
 
         level = max(mean_k z_k(mu), max_c [max_k z_k(mu_c) + 1 - rho * ||mu_c - mu||])
 
+    Without `lead` it is the mean old logit at mu alone. Where most units are nothing (queries, pixels
+    of a background), a level that makes one class lead would have it answered everywhere.
+
     Without a bias in the head the caller drops b, and only the direction and the norm hold.
 
     Args:
@@ -54,6 +62,7 @@ def class_mean_rows(
         means: Mean feature of each new class (num_new, in_features).
         centre: mu (in_features,): the mean feature over images that the base knows. Left out, it is
             the mean of `means`, or the origin where there is one new class only.
+        lead: Whether every new row leads at its own mean.
 
     Returns:
         weight (num_new, in_features) and bias (num_new,), float32, computed in float64.
@@ -69,5 +78,7 @@ def class_mean_rows(
     rows = rho * offsets / distances[:, None]
     old_at_means = (means @ weight.T + bias).max(dim=1).values
     at_centre = (weight @ centre + bias).mean()
-    level = torch.maximum(at_centre, (old_at_means + _MARGIN - rho * distances).max())
+    level = at_centre
+    if lead:
+        level = torch.maximum(at_centre, (old_at_means + _MARGIN - rho * distances).max())
     return rows.float(), (level - rows @ centre).float()

@@ -119,6 +119,10 @@ class Task(Protocol):
     """Whether the base model's outputs depend on how an image was augmented (where things are), so
     that they are computed on the augmented image."""
 
+    new_rows_lead: bool
+    """Whether a new row of the head leads the old ones at the mean of its class from the start; not
+    where most units are nothing, which would then be answered with it."""
+
     def units(
         self, model: nn.Module, examples: Examples, teacher: Teacher | None, view: View
     ) -> list[Units]:

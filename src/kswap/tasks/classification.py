@@ -27,6 +27,7 @@ class Classification:
     name = "classification"
     score_name = "top1"
     counts: Unit = "images"
+    new_rows_lead = True
     teacher_sees_views = False
 
     def units(

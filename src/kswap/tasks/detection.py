@@ -43,6 +43,7 @@ class Detection:
     name = "detection"
     score_name = "map"
     counts: Unit = "objects"
+    new_rows_lead = False
     teacher_sees_views = True
 
     def units(

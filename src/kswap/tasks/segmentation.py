@@ -54,6 +54,7 @@ class Segmentation:
     name = "segmentation"
     score_name = "miou"
     counts: Unit = "pixels"
+    new_rows_lead = False
     teacher_sees_views = True
 
     def units(
