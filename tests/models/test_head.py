@@ -15,6 +15,7 @@ from kswap.models.head import (
     head_linear,
     set_new_rows,
 )
+from kswap.models.rows import class_mean_rows
 
 NEW = {**LABELS, 5: "horse", 6: "ship"}
 
@@ -108,6 +109,19 @@ def test_class_mean_rows_agree_at_the_centre(built):
     at_centre = model.classifier(centre)
     assert torch.allclose(at_centre[5:], at_centre[5].expand(3), atol=1e-5)
     assert at_centre[5] >= at_centre[:5].mean() - 1e-5
+
+
+def test_rows_that_need_not_lead_start_at_the_level_of_the_old_ones():
+    """Most queries are nothing: of 100 features of no class, no new row may answer one."""
+    weight, bias = torch.randn(5, 16), torch.full((5,), -4.0)
+    nothing = torch.randn(100, 16) * 0.1
+    means, centre = nothing.mean(0) + 0.05 * torch.randn(2, 16), nothing.mean(0)
+    rows, biases = class_mean_rows(weight, bias, means, centre, lead=False)
+    level = (weight @ centre + bias).mean()
+    assert torch.allclose(rows @ centre + biases, level.expand(2), atol=1e-4)
+    assert ((nothing @ rows.T + biases).sigmoid() < 0.1).all()
+    leading, higher = class_mean_rows(weight, bias, means, centre)
+    assert (leading @ centre + higher > level + 0.5).all()
 
 
 def test_random_rows_are_xavier_uniform_and_seeded(built):

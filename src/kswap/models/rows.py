@@ -51,8 +51,8 @@ def class_mean_rows(
 
         level = max(mean_k z_k(mu), max_c [max_k z_k(mu_c) + 1 - rho * ||mu_c - mu||])
 
-    Without `lead` it is the mean old logit at mu alone. Where most units are nothing (queries, pixels
-    of a background), a level that makes one class lead would have it answered everywhere.
+    Without `lead` it is the mean old logit at mu alone. Where most units are nothing (queries,
+    pixels of a background), a level that makes one class lead would have it answered everywhere.
 
     Without a bias in the head the caller drops b, and only the direction and the norm hold.
 
