@@ -111,17 +111,23 @@ def test_class_mean_rows_agree_at_the_centre(built):
     assert at_centre[5] >= at_centre[:5].mean() - 1e-5
 
 
-def test_rows_that_need_not_lead_start_at_the_level_of_the_old_ones():
-    """Most queries are nothing: of 100 features of no class, no new row may answer one."""
-    weight, bias = torch.randn(5, 16), torch.full((5,), -4.0)
-    nothing = torch.randn(100, 16) * 0.1
-    means, centre = nothing.mean(0) + 0.05 * torch.randn(2, 16), nothing.mean(0)
-    rows, biases = class_mean_rows(weight, bias, means, centre, lead=False)
-    level = (weight @ centre + bias).mean()
-    assert torch.allclose(rows @ centre + biases, level.expand(2), atol=1e-4)
-    assert ((nothing @ rows.T + biases).sigmoid() < 0.1).all()
-    leading, higher = class_mean_rows(weight, bias, means, centre)
-    assert (leading @ centre + higher > level + 0.5).all()
+def test_rows_that_need_not_lead_are_the_mean_of_the_old_ones_and_a_difference():
+    """What all objects have in common names no class; what sets the new class apart does."""
+    generator = torch.Generator().manual_seed(0)
+    common = torch.zeros(16)
+    common[0] = 8.0
+    weight = torch.randn(5, 16, generator=generator) + common / 4
+    bias = torch.full((5,), -4.0)
+    objects = torch.randn(50, 16, generator=generator) + common
+    centre, apart = objects.mean(0), torch.zeros(16)
+    apart[3] = 1.0
+    rows, biases = class_mean_rows(weight, bias, (centre + apart)[None], centre, lead=False)
+    means = (weight @ objects.T + bias[:, None]).mean(0)
+    spread = (weight - weight.mean(0)).norm(dim=1).mean()
+    expected = means + spread * (objects - centre) @ apart
+    assert torch.allclose((rows @ objects.T + biases)[0], expected, atol=1e-4)
+    nothing = 0.3 * torch.randn(50, 16, generator=generator)
+    assert ((nothing @ rows.T + biases).sigmoid() < 0.5).all()
 
 
 def test_random_rows_are_xavier_uniform_and_seeded(built):

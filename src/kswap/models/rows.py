@@ -51,8 +51,13 @@ def class_mean_rows(
 
         level = max(mean_k z_k(mu), max_c [max_k z_k(mu_c) + 1 - rho * ||mu_c - mu||])
 
-    Without `lead` it is the mean old logit at mu alone. Where most units are nothing (queries,
-    pixels of a background), a level that makes one class lead would have it answered everywhere.
+    That is for heads that always name a class. Where most units are nothing (queries, pixels of a
+    background) such rows would answer everywhere, and on every object; without `lead` they are the
+    mean of the old rows, which names no class and says what all objects have in common, moved
+    towards what sets the new class apart, s the mean distance of the old rows from their mean:
+
+        w_c = mean_k w_k + s * (mu_c - mu) / ||mu_c - mu||
+        b_c = mean_k b_k - (w_c - mean_k w_k) . mu
 
     Without a bias in the head the caller drops b, and only the direction and the norm hold.
 
@@ -74,11 +79,14 @@ def class_mean_rows(
     centre = centre.double().cpu()
     offsets = means - centre
     distances = offsets.norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
+    ways = offsets / distances[:, None]
+    if not lead:
+        middle = weight.mean(0)
+        moves = (weight - middle).norm(dim=1).mean() * ways
+        return (middle + moves).float(), (bias.mean() - moves @ centre).float()
     rho = weight.norm(dim=1).mean()
-    rows = rho * offsets / distances[:, None]
+    rows = rho * ways
     old_at_means = (means @ weight.T + bias).max(dim=1).values
     at_centre = (weight @ centre + bias).mean()
-    level = at_centre
-    if lead:
-        level = torch.maximum(at_centre, (old_at_means + _MARGIN - rho * distances).max())
+    level = torch.maximum(at_centre, (old_at_means + _MARGIN - rho * distances).max())
     return rows.float(), (level - rows @ centre).float()

@@ -100,7 +100,7 @@ def _joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 def class_means(
     features: Mapping[Role, Features], class_ids: Sequence[int]
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return for each head the mean feature of each learn class and the centre of all images.
+    """Return for each head the mean feature of each learn class and the centre.
 
     Args:
         features: of the roles of a stage, learn among them.
@@ -113,12 +113,22 @@ def class_means(
     for name, (learned, ids) in features["learn"].items():
         rows = [learned[ids == c] for c in class_ids]
         means = [own.mean(0) if len(own) else learned.mean(0) for own in rows]
-        centre = torch.cat([_of_images(*role[name]) for role in features.values()]).mean(0)
-        found[name] = (torch.stack(means), centre)
+        found[name] = (
+            torch.stack(means),
+            _centre([role[name] for role in features.values()], class_ids),
+        )
     return found
 
 
-def _of_images(features: Tensor, class_ids: Tensor) -> Tensor:
-    """Return the features that stand for whole images; all, where every unit has a class."""
-    whole = class_ids < 0
-    return features[whole] if bool(whole.any()) else features
+def _centre(parts: Sequence[tuple[Tensor, Tensor]], learned: Sequence[int]) -> Tensor:
+    """Return the mean over images; of scenes, over the classes that are not to be learned.
+
+    Most units of a scene are nothing: from their mean all objects lie in one direction.
+    """
+    features, ids = (torch.cat(part) for part in zip(*parts, strict=True))
+    if not bool((ids < 0).any()):
+        return features.mean(0)
+    known = [c for c in torch.unique(ids).tolist() if c >= 0 and c not in learned]
+    if not known:
+        return features[ids < 0].mean(0)
+    return torch.stack([features[ids == c].mean(0) for c in known]).mean(0)
