@@ -104,7 +104,7 @@ def _write_arrays(
     chosen: list[tuple[Any, int]] = [
         (role, row[members[n % len(members)]])
         for role, members in classes.items()
-        for n in range(count)
+        for n in range(count if members else 0)
     ]
     examples = [Example(role, _picture(noise), _marks(task, [r, 0])) for role, r in chosen]
     write_examples(folder, examples, labels=labels, unit=UNITS[task])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import html.parser
+import importlib
+import itertools
 import json
 import re
 import shutil
@@ -88,7 +90,7 @@ def test_headings_go_down_one_level_at_a_time_and_tables_say_what_is_what(outlin
     levels = [int(tag[1]) for tag, _ in outline.tags if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1
     assert levels.count(1) == 1
-    assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
     cells = [attributes for tag, attributes in outline.tags if tag == "th"]
     assert cells
     assert all(a.get("scope") in ("row", "col") for a in cells)
@@ -253,9 +255,8 @@ def test_only_a_hub_id_is_the_base_model_and_no_path_is_told(tmp_path, model, na
 def test_the_public_name_does_not_take_the_packages_place():
     assert kswap.draw_report is draw_report
     assert "draw_report" in kswap.__all__
-    import kswap.report
-
-    assert kswap.report.__name__ == "kswap.report"
+    assert importlib.import_module("kswap.report").__name__ == "kswap.report"
+    assert kswap.report is sys.modules["kswap.report"]
 
 
 # ------------------------------------------------------------------------------------------ charts

@@ -46,6 +46,8 @@ WARNINGS = (
 _MOST_CLASSES = 24
 """Rows that are shown at once; the others can be unfolded."""
 _MOST_ANSWERS = 8
+_LEAST_SHARE = 0.005
+"""Part of a class from which on, at some stage, an answer has a row of its own."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,9 @@ def _gone_of(row: int, arrays: RunArrays, naming: Naming) -> Gone:
         for answer in {answer for found in counts for answer in found} | {row}
     }
     ranked = sorted(largest, key=lambda answer: (answer != row, -largest[answer], answer))
-    shown, others = ranked[:_MOST_ANSWERS], ranked[_MOST_ANSWERS:]
+    told = [answer for answer in ranked if answer == row or largest[answer] >= _LEAST_SHARE]
+    shown = told[:_MOST_ANSWERS]
+    others = [answer for answer in ranked if answer not in shown]
     table: list[tuple[str, Role | None, tuple[float, ...]]] = [
         (
             naming.name(answer),
@@ -169,7 +173,8 @@ def _gone_of(row: int, arrays: RunArrays, naming: Naming) -> Gone:
             sum(f.get(answer, 0) for answer in others) / t
             for f, t in zip(counts, totals, strict=True)
         )
-        table.append((f"{len(others)} other classes", None, rest))
+        few = "1 other class" if len(others) == 1 else f"{len(others)} other classes"
+        table.append((few, None, rest))
     return Gone(
         naming.name(row),
         naming.role(row),

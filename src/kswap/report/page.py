@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 from markupsafe import Markup
 
 from kswap.errors import UserError
@@ -49,7 +49,7 @@ def draw_report(run_dir: str | Path) -> Path:
                 f"{run_dir}: cannot be written to ({error.strerror}); copy the run to a folder of "
                 "your own"
             ) from None
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, UndefinedError) as error:
             raise UserError(
                 f"{run_dir / 'results.json'}: lacks what a report shows "
                 f"({type(error).__name__}: {error}); run the same swap again, which writes it anew"
