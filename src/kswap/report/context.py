@@ -102,7 +102,9 @@ def context_of(record: RunRecord, *, base_name: str) -> dict[str, Any]:
         "gone": [] if arrays is None or naming is None else _gone(arrays, naming, classes),
         "strips": _by_role(() if arrays is None or naming is None else strips(arrays, naming)),
         "losses": _losses(record.events),
-        "analyses": [_chart(chart) for chart in record.analyses],
+        "analyses": [
+            (name, [_chart(chart) for chart in charts]) for name, charts in record.analyses
+        ],
         "audit_charts": _audit_charts(results.get("audit") or {}),
         "seconds": {k: v for k, v in results["seconds"].items() if k != "total"},
     }

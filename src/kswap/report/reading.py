@@ -21,8 +21,9 @@ class RunRecord:
     events: tuple[Mapping[str, Any], ...]
     """Lines of events.jsonl; none where the file is not there."""
     arrays: RunArrays | None
-    analyses: tuple[Mapping[str, Any], ...]
-    """Charts of arrays/analysis-*.json: title, x_label, y_label, x, series."""
+    analyses: tuple[tuple[str, list[Mapping[str, Any]]], ...]
+    """Of each arrays/analysis-NAME.json its name and its charts: title, x_label, y_label, x,
+    series."""
 
 
 def read_record(run_dir: Path, results: Mapping[str, Any]) -> RunRecord:
@@ -36,7 +37,10 @@ def read_record(run_dir: Path, results: Mapping[str, Any]) -> RunRecord:
         results,
         read_events(run_dir / "events.jsonl"),
         read_arrays(run_dir / "arrays", names),
-        tuple(chart for path in _analysis_paths(run_dir) for chart in read_charts(path)),
+        tuple(
+            (path.stem.removeprefix("analysis-"), read_charts(path))
+            for path in _analysis_paths(run_dir)
+        ),
     )
 
 
