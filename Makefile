@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: setup demo test test-all lint format types imports docs check fuzz bench bench-step assets clean
+.PHONY: setup demo test test-all test-browser lint format types imports docs check fuzz bench bench-step assets clean
 
 setup: $(INSTALLED)
 
@@ -24,6 +24,10 @@ test: setup  ## the default tests: under 5 minutes on 2 cores
 
 test-all: setup  ## all tests, with coverage
 	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report term
+
+test-browser: setup  ## the page of a run in a real Chromium, which is installed if it is missing (Debian, as root)
+	test -x /usr/bin/chromium || (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium)
+	KSWAP_NEEDS_BROWSER=1 $(BIN)/python -m pytest -n 0 tests/browser
 
 lint: setup
 	$(BIN)/ruff check .

@@ -14,6 +14,7 @@ import kswap
 from kswap.arrays import NOTHING, read_arrays
 from kswap.cli import main
 from kswap.config import SwapConfig
+from kswap.models.licence import license_of
 from kswap.report.figures import draw_figures
 
 
@@ -111,3 +112,44 @@ def test_a_damaged_array_is_one_line(finished, tmp_path):
 
 def test_the_forgotten_class_is_among_the_kept_names(finished):
     assert SCRIPT in arrays_of(finished).labels.values()
+
+
+def test_the_page_is_drawn_at_the_end_and_names_the_base(finished):
+    page = (finished.run_dir / "report.html").read_text()
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "<script>" not in page
+    assert '<h1><bdi class="name">base</bdi></h1>' in page
+    assert finished.results["base"]["license"] is None
+
+
+def test_a_drawing_that_fails_is_told_and_costs_no_result(tmp_path, monkeypatch):
+    def fail(*args):
+        raise ValueError("no font")
+
+    monkeypatch.setattr("kswap.running.draw_figures", fail)
+    monkeypatch.setattr("kswap.running.write_report", fail)
+    said = []
+    config = SwapConfig.from_mapping(tiny_run("classification", tmp_path, order="F"))
+    result = kswap.swap(config, on_note=said.append)
+    assert (result.run_dir / "results.json").exists()
+    for what in ("figures/", "report.html"):
+        assert f"{what} could not be drawn (ValueError: no font)" in " ".join(said)
+
+
+@pytest.mark.parametrize(
+    ("card", "found"),
+    [
+        ("---\nlicense: mit\n---\ntext", "mit"),
+        ("---\nlicense: [a, b]\n---\n", None),
+        ("---\ntags: x\n---\n", None),
+        ("---\n: [\n---\n", None),
+        ("no metadata", None),
+        (None, None),
+    ],
+)
+def test_the_licence_is_that_of_the_bases_card(tmp_path, card, found):
+    if card is not None:
+        (tmp_path / "README.md").write_text(card)
+    assert license_of(str(tmp_path)) == found
+    assert license_of("ViTForImageClassification in memory") is None
+    assert license_of("nobody/nothing") is None

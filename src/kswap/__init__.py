@@ -19,6 +19,7 @@ _WHERE = {
     "swap": "kswap.swapping",
     "load": "kswap.models.artefact",
     "evaluate": "kswap.swapping",
+    "draw_report": "kswap.report.page",
 }
 __all__ = [
     "SwapConfig",
@@ -26,6 +27,7 @@ __all__ = [
     "UserError",
     "__version__",
     "bench",
+    "draw_report",
     "evaluate",
     "load",
     "swap",
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from kswap.config import SwapConfig
     from kswap.errors import UserError
     from kswap.models.artefact import load
+    from kswap.report.page import draw_report
     from kswap.swapping import SwapResult, evaluate, swap
 
 

@@ -109,6 +109,8 @@ def _dispatch(words: list[str]) -> int:
     demo.add_argument("--output", type=Path, default=Path("runs/demo"), help="run folder")
     evaluate = command("evaluate", "score the saved model of a run again")
     evaluate.add_argument("run", type=Path, help="folder of a finished run")
+    report = command("report", "draw report.html, figures/ and README.md of a run again")
+    report.add_argument("run", type=Path, help="folder of a finished run; needs no model or data")
     export = command("export", "write the swapped model for deployment")
     export.add_argument("run", type=Path, help="folder of a finished run")
     export.add_argument(
@@ -147,6 +149,7 @@ def _dispatch(words: list[str]) -> int:
         "run": _run,
         "demo": _demo,
         "evaluate": _evaluate,
+        "report": _report,
         "export": _export,
         "predict": _predict,
         "bench": _bench,
@@ -215,7 +218,7 @@ def _swap(config: SwapConfig) -> None:
         f"all numbers in {run_dir / 'results.json'},"
     )
     _print(f"the model card in {run_dir / 'README.md'}; try: kswap predict {run_dir} IMAGE")
-    _print(f"pictures before and after each stage are in {run_dir / 'figures'}")
+    _print(f"what happened, with pictures: {run_dir / 'report.html'} and {run_dir / 'figures'}")
 
 
 def _evaluate(arguments: argparse.Namespace, overrides: list[str]) -> None:
@@ -230,6 +233,12 @@ def _evaluate(arguments: argparse.Namespace, overrides: list[str]) -> None:
     show({**results, "stages": [{"name": "saved model", **scored}]})
     same = same_scores(scored["scores"], results["stages"][-1]["scores"])
     _print("equal to results.json" if same else "NOT equal to results.json")
+
+
+def _report(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    from kswap.report.page import draw_report
+
+    _print(str(draw_report(arguments.run)))
 
 
 def _export(arguments: argparse.Namespace, overrides: list[str]) -> None:

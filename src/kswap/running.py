@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -24,6 +25,7 @@ from kswap.evaluation.examples import choose, examples_of, fit_answer
 from kswap.models import adapter as adapters
 from kswap.models import artefact, head, structure
 from kswap.models.features import Places
+from kswap.models.licence import license_of
 from kswap.models.loading import Loaded
 from kswap.models.margin import lower_new_rows
 from kswap.objectives.sparsity import num_zero_groups
@@ -31,6 +33,7 @@ from kswap.objectives.units import Bank
 from kswap.plan import Stage
 from kswap.report.card import write_card
 from kswap.report.figures import draw_figures
+from kswap.report.page import write_report
 from kswap.run_folder import RunFolder, write_results
 from kswap.signals import Interrupts
 from kswap.tasks import Examples, Scores, Task, Teacher, View, roles_of_rows
@@ -484,7 +487,8 @@ class Run:
             },
         )
         self._spent("save", begin)
-        self._draw(names)
+        drawn_from = {"stages": self.position.stages, "classes": names}
+        self._drawn("figures/", draw_figures, drawn_from)
         self.seconds["total"] = sum(v for k, v in self.seconds.items() if k != "total")
         results = {
             "kswap_version": __version__,
@@ -503,26 +507,30 @@ class Run:
                 role: {split: len(images) for split, images in splits.items()}
                 for role, splits in self.data.sets.items()
             },
+            "base": {"model": self.loaded.source, "license": license_of(self.loaded.source)},
             "notes": list(self.data.notes),
             "audit": {},
         }
-        write_card(self.folder.path, results, base=self.loaded.source)
+        write_card(self.folder.path, results)
+        self._drawn("report.html", write_report, results)
         prune(self.folder.checkpoints, keep=1)
         write_results(self.folder, results)
         self.accelerator.end_training()
         return results
 
-    def _draw(self, names: Mapping[Role, Sequence[str]]) -> None:
-        """Draw the figures; where that fails the run is still whole, and the user is told."""
+    def _drawn(
+        self, what: str, draw: Callable[[Path, Mapping[str, Any]], Any], results: Mapping[str, Any]
+    ) -> None:
+        """Draw; where that fails the run is still whole, and the user is told."""
         begin = time.perf_counter()
         try:
-            draw_figures(self.folder.path, {"stages": self.position.stages, "classes": names})
+            draw(self.folder.path, results)
         except Exception as error:
             if isinstance(error, OSError) and error.errno is not None:  # the disk, not the drawing
                 raise
             self.on_note(
-                f"figures/ could not be drawn ({type(error).__name__}: {error}); all else is "
-                "whole, and arrays/ has what they are drawn from"
+                f"{what} could not be drawn ({type(error).__name__}: {error}); all else is whole, "
+                "and `kswap report RUN` draws it from what was kept"
             )
         self._spent("figures", begin)
 

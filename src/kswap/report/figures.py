@@ -55,4 +55,9 @@ def draw_figures(run_dir: Path, results: Mapping[str, Any]) -> list[Path]:
 
 def heading(stage: str) -> str:
     """Return what stands above the answers of a stage."""
-    return "before" if stage == "base" else f"after {stage}"
+    return short(stage) if stage == "base" else f"after {stage}"
+
+
+def short(stage: str) -> str:
+    """Return the heading of a narrow column."""
+    return "before" if stage == "base" else stage

@@ -131,7 +131,7 @@ def _write(
 def save_png(page: Image.Image, path: Path) -> None:
     """Write a picture whole or not at all."""
     content = io.BytesIO()
-    page.save(content, "PNG", optimize=True)
+    page.save(content, "PNG")
     write_bytes(path, content.getvalue())
 
 
