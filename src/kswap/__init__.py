@@ -19,12 +19,14 @@ _WHERE = {
     "swap": "kswap.swapping",
     "load": "kswap.models.artefact",
     "evaluate": "kswap.swapping",
+    "audit": "kswap.auditing",
 }
 __all__ = [
     "SwapConfig",
     "SwapResult",
     "UserError",
     "__version__",
+    "audit",
     "bench",
     "evaluate",
     "load",
@@ -32,6 +34,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from kswap.auditing import audit
     from kswap.benching.bench import bench
     from kswap.config import SwapConfig
     from kswap.errors import UserError

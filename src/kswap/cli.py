@@ -109,6 +109,34 @@ def _dispatch(words: list[str]) -> int:
     demo.add_argument("--output", type=Path, default=Path("runs/demo"), help="run folder")
     evaluate = command("evaluate", "score the saved model of a run again")
     evaluate.add_argument("run", type=Path, help="folder of a finished run")
+    audit = command(
+        "audit", "is it really forgotten? ask the base, the swapped and a reference model"
+    )
+    audit.add_argument("run", type=Path, help="folder of a finished run")
+    audit.add_argument(
+        "--level",
+        choices=("quick", "standard", "strict"),
+        default="quick",
+        help="quick: answers and features; standard: also rounding and relearning; strict: also "
+        "shadow models (default quick)",
+    )
+    audit.add_argument(
+        "--reference",
+        metavar="PATH",
+        help="model that never saw the forget data (default: RUN-reference, if there is one)",
+    )
+    audit.add_argument(
+        "--reference-level",
+        choices=("R1", "R2"),
+        help="R1: trained from scratch with the base's budget; R2: the same pretrained backbone "
+        "fine-tuned (default)",
+    )
+    audit.add_argument(
+        "--train-reference",
+        action="store_true",
+        help="fine-tune the backbone that --reference names on retain and learn first (R2)",
+    )
+    audit.add_argument("--seed", type=int, default=0, help="of all that is drawn (default 0)")
     export = command("export", "write the swapped model for deployment")
     export.add_argument("run", type=Path, help="folder of a finished run")
     export.add_argument(
@@ -147,6 +175,7 @@ def _dispatch(words: list[str]) -> int:
         "run": _run,
         "demo": _demo,
         "evaluate": _evaluate,
+        "audit": _audit,
         "export": _export,
         "predict": _predict,
         "bench": _bench,
@@ -230,6 +259,25 @@ def _evaluate(arguments: argparse.Namespace, overrides: list[str]) -> None:
     show({**results, "stages": [{"name": "saved model", **scored}]})
     same = same_scores(scored["scores"], results["stages"][-1]["scores"])
     _print("equal to results.json" if same else "NOT equal to results.json")
+
+
+def _audit(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    _quieten()
+    from kswap.auditing import audit
+    from kswap.report.audit_tables import show_audit
+
+    answer = audit(
+        arguments.run,
+        level=arguments.level,
+        reference=arguments.reference,
+        reference_level=arguments.reference_level,
+        train_reference=arguments.train_reference,
+        seed=arguments.seed,
+        on_note=lambda note: _say(f"kswap: {printable(note)}"),
+    )
+    show_audit(answer)
+    seconds = answer["seconds"]["total"]
+    _print(f"{seconds:.0f} s; all numbers are in {arguments.run / 'results.json'} under audit")
 
 
 def _export(arguments: argparse.Namespace, overrides: list[str]) -> None:

@@ -1,0 +1,343 @@
+"""The door to the audits: load what a run left, look at it once, ask every question, write it down.
+
+Three models are treated alike: the base that the run began with, the merged model as it was saved,
+and a reference that never saw the forget data, where there is one.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kswap.audits import references, reversal
+from kswap.audits.battery import run_audits
+from kswap.audits.features import Observed, observe, seconds_per_image
+from kswap.audits.findings import LEVELS, Finding, Level
+from kswap.audits.references import Reference, beside, load_reference
+from kswap.audits.sampling import chosen_sets, num_images
+from kswap.audits.subjects import Case, ReferenceLevel, Subject, SubjectName, control_of
+from kswap.audits.units import units_of
+from kswap.audits.verdict import verdict
+from kswap.config import ROLES, Role, Split, SwapConfig
+from kswap.data import ImageSet, SwapData, build_data
+from kswap.data.text import listed
+from kswap.errors import UserError
+from kswap.files import disk_errors
+from kswap.models import artefact
+from kswap.models.loading import Loaded, load_base
+from kswap.plan import plan
+from kswap.report.card import write_card
+from kswap.run_folder import open_run, read_results, write_results
+from kswap.tasks import Pixels
+from kswap.training.device import make_accelerator, memory_errors
+from kswap.training.progress import progress
+
+Note = Callable[[str], None]
+
+
+@dataclass
+class _Work:
+    """What a run left, loaded."""
+
+    config: SwapConfig
+    results: Mapping[str, Any]
+    base: Loaded
+    data: SwapData
+    swapped: Any
+    device: Any
+    level: Level
+    seed: int
+    reference: Reference | None = None
+    reference_data: SwapData | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def class_ids(self) -> dict[Role, tuple[int, ...]]:
+        """Classes of each role that have images."""
+        return {
+            role: tuple(self.data.class_ids.get(role, ()))
+            for role in ROLES
+            if role in self.data.sets
+        }
+
+
+def audit(
+    run_dir: str | Path,
+    *,
+    level: Level = "quick",
+    reference: str | Path | None = None,
+    reference_level: ReferenceLevel | None = None,
+    train_reference: bool = False,
+    seed: int = 0,
+    on_note: Note = lambda note: None,
+) -> dict[str, Any]:
+    """Audit a finished run and write the answer into its results.json and model card.
+
+    Args:
+        run_dir: folder of a finished run; its data must still be where config.yaml names it.
+        level: quick needs the models' answers only; standard adds rounding (A9) and a short
+            relearning (A7); strict adds shadow models (A3, A4) and long relearning.
+        reference: hub id or folder of a model that never saw the forget data; classes are matched
+            by name. Left out: RUN-reference beside the run, if there is one.
+        reference_level: R1, trained from scratch with the base's budget; R2 (default), the same
+            pretrained backbone fine-tuned without the forget data.
+        train_reference: fine-tune `reference`, a pretrained backbone that never saw the forget
+            data, on retain and learn, and compare with that (R2).
+        seed: of everything that is drawn or trained.
+        on_note: called at once with whatever the user should know.
+
+    Returns:
+        What is under "audit" in results.json.
+
+    Raises:
+        UserError: not a finished run, its data is gone, or the reference cannot be one.
+    """
+    begin = time.perf_counter()
+    run_dir = Path(run_dir).expanduser()
+    if level not in LEVELS:
+        raise UserError(f"level: {level!r} is none; take one of {', '.join(LEVELS)}")
+    if reference_level not in (None, "R1", "R2"):
+        raise UserError(f"reference_level: {reference_level!r} is none; take R1 or R2")
+    if reference_level is not None and reference is None and not beside(run_dir.resolve()):
+        raise UserError(
+            f"--reference-level: {reference_level} of no reference; name one with --reference"
+        )
+    results = read_results(run_dir)
+    with memory_errors(), disk_errors(f"{run_dir}"), open_run(run_dir) as folder:
+        work = _load(run_dir, results, level=level, seed=seed)
+        work.reference = _reference(
+            work, run_dir, reference, reference_level, train=train_reference, on_note=on_note
+        )
+        _fit_reference_data(work)
+        case, models = _observe(work, on_note)
+        found = describe_reference(work, case)
+        findings = run_audits(
+            case,
+            models,
+            level=level,
+            score_name=str(results["score_name"]),
+            rank=work.config.adapter.rank,
+            has_adapter=(run_dir / "adapter").is_dir(),
+            seconds=work.seconds,
+        )
+        work.seconds["total"] = time.perf_counter() - begin
+        answer = _answer(work, case, found, findings)
+        results = {**read_results(run_dir), "audit": answer}
+        write_results(folder, results)
+        write_card(run_dir, results, base=work.base.source)
+    return answer
+
+
+def _load(run_dir: Path, results: Mapping[str, Any], *, level: Level, seed: int) -> _Work:
+    """Load the models and read the images of a run, as `kswap.evaluate` does."""
+    config = SwapConfig.from_yaml(run_dir / "config.yaml")
+    base = load_base(config.model)
+    config = config.for_task(base.task)
+    if not any(getattr(config, role) is not None and getattr(config, role).data for role in ROLES):
+        raise UserError(
+            f"{run_dir}: its data was given in memory, so it cannot be read again; audit a run "
+            "whose config names its data"
+        )
+    data = _read(config, base, base.processor)
+    names = {r: [data.id2label[c] for c in data.class_ids.get(r, ())] for r in ROLES}
+    if names != results["classes"]:
+        raise UserError(
+            f"{run_dir}: the classes of its data are not those of the run (the data has changed, "
+            "or was given in memory); restore it"
+        )
+    swapped, _ = artefact.load(run_dir)
+    labels = {int(i): str(name) for i, name in swapped.config.id2label.items()}
+    if labels != data.id2label:
+        raise UserError(
+            f"{run_dir}: the labels of model/ are not those of the run "
+            f"({listed(labels.values(), 5)}); restore what the run saved"
+        )
+    accelerator = make_accelerator(config.training, run_dir)
+    return _Work(config, results, base, data, swapped, accelerator.device, level, seed)
+
+
+def _read(config: SwapConfig, base: Loaded, processor: Any) -> SwapData:
+    with progress("images") as report:
+        return build_data(
+            config,
+            task=base.task,
+            id2label=base.id2label,
+            processor=processor,
+            forgotten=base.forgotten,
+            on_progress=report,
+        )
+
+
+def _reference(
+    work: _Work,
+    run_dir: Path,
+    named: str | Path | None,
+    level: ReferenceLevel | None,
+    *,
+    train: bool,
+    on_note: Note,
+) -> Reference | None:
+    """Return the reference that was named, or lies beside the run; None: there is none."""
+    known = {
+        "task": work.base.task,
+        "names": work.data.id2label,
+        "class_ids": work.class_ids,
+    }
+    if train:
+        raise UserError(
+            "--train-reference: the base saw the classes to forget, and nothing that is trained on "
+            "from it is a reference; train one from a backbone that never saw them and name it "
+            "with --reference"
+        )
+    if named is not None:
+        return load_reference(str(named), level or "R2", **known)  # type: ignore[arg-type]
+    path = beside(run_dir.resolve())
+    if path is None:
+        return None
+    try:
+        return load_reference(str(path), level or "R2", **known)  # type: ignore[arg-type]
+    except UserError as error:
+        on_note(f"the model beside the run is not used as its reference: {error}")
+        return None
+
+
+def _fit_reference_data(work: _Work) -> None:
+    """Read the images again where the reference's processor makes something else of them."""
+    if work.reference is None:
+        return
+    ours, theirs = (
+        {k: v for k, v in p.to_dict().items() if not k.endswith("_type") and k[0] != "_"}
+        for p in (work.base.processor, work.reference.loaded.processor)
+    )
+    if ours == theirs:
+        return
+    data = _read(work.config, work.base, work.reference.loaded.processor)
+    for role, splits in work.data.sets.items():
+        for split, images in splits.items():
+            if (data.sets[role][split].class_ids != images.class_ids).any():
+                raise UserError(
+                    f"--reference: its image processor reads the {split} images of {role} "
+                    "otherwise than the base's; give it the base's preprocessor_config.json"
+                )
+    work.reference_data = data
+
+
+def _observe(work: _Work, on_note: Note) -> tuple[Case, dict[SubjectName, Observed]]:
+    """Look at all images once with every model."""
+    learned = any("learn" in stage.active for stage in plan(work.config))
+    count, num_base = len(work.data.id2label), work.data.num_base_classes
+    own = [row if learned or row < num_base else -1 for row in range(count)]
+    todo: dict[SubjectName, tuple[Any, Any, SwapData]] = {
+        "base": (work.base.model, range(num_base), work.data),
+        "swapped": (work.swapped, own, work.data),
+    }
+    if work.reference is not None:
+        data = work.reference_data or work.data
+        todo["reference"] = (work.reference.loaded.model, work.reference.rows, data)
+    models: dict[SubjectName, Observed] = {}
+    subjects: dict[SubjectName, Subject] = {}
+    sets = {
+        name: chosen_sets(data, work.level, reference=work.reference is not None, seed=work.seed)
+        for name, (_, _, data) in todo.items()
+    }
+    begin = time.perf_counter()
+    total = sum(num_images(of_model) for of_model in sets.values())
+    with progress("features") as report:
+        done = 0
+
+        def count_images(images: int) -> None:
+            nonlocal done
+            done += images
+            report(done, total)
+
+        for name, (model, rows, data) in todo.items():
+            models[name] = Observed.of(
+                model.to(work.device), rows, count, _pixels(data, work.device)
+            )
+            if name == "base":
+                _estimate(work, models[name], sets["base"], total, on_note)
+            subjects[name] = observe(
+                name,
+                models[name],
+                sets[name],
+                units_of(work.base.task),
+                class_ids=work.class_ids,
+                batch_size=work.config.training.eval_batch_size,
+                report=count_images,
+            )
+    work.seconds["features"] = time.perf_counter() - begin
+    reference = subjects.get("reference") or control_of(subjects["base"])
+    level = work.reference.level if work.reference is not None else "R3"
+    case = Case(
+        task=work.base.task,
+        names=work.data.id2label,
+        class_ids=work.class_ids,
+        base=subjects["base"],
+        swapped=subjects["swapped"],
+        reference=reference,
+        reference_level=level,
+        seed=work.seed,
+        valid=references.describe(work.reference, subjects["base"], subjects.get("reference"))[
+            "valid"
+        ],
+    )
+    return case, models
+
+
+def _pixels(data: SwapData, device: Any) -> Pixels:
+    return lambda images: data.pixels(images, device=device)
+
+
+def _estimate(
+    work: _Work,
+    observed: Observed,
+    sets: Mapping[Role, Mapping[Split, ImageSet]],
+    total: int,
+    on_note: Note,
+) -> None:
+    """Say beforehand what the forwards will cost."""
+    images = next(iter(next(iter(sets.values())).values()))
+    each = seconds_per_image(observed, images, batch_size=work.config.training.eval_batch_size)
+    on_note(
+        f"audit {work.level}: {total} forwards of an image, about {total * each:.0f} s "
+        f"({each * 1000:.0f} ms each, measured), and the probes"
+    )
+
+
+def describe_reference(work: _Work, case: Case) -> dict[str, Any]:
+    """Return what results.json says of the reference."""
+    subject = case.reference if work.reference is not None else None
+    return references.describe(work.reference, case.base, subject)
+
+
+def _answer(
+    work: _Work, case: Case, reference: dict[str, Any], findings: Mapping[str, Finding]
+) -> dict[str, Any]:
+    decides = None if case.decides else case.without_decision()
+    if case.reference_level == "R3" and not case.decides:
+        decides = "there is no reference (R3); name one with --reference"
+    answer = {
+        "level": work.level,
+        "seed": work.seed,
+        "reference": reference,
+        "verdict": verdict(
+            findings,
+            level=work.level,
+            task=work.base.task,
+            forgets=case.forgets,
+            reference=decides,
+        ),
+        "warnings": [
+            reversal.UNMERGED,
+            reversal.MERGED,
+            *(text for finding in findings.values() for text in finding.warnings),
+        ],
+        "seconds": {name: round(value, 3) for name, value in work.seconds.items()},
+        "audits": {name: finding.to_mapping() for name, finding in findings.items()},
+    }
+    loaded: dict[str, Any] = json.loads(json.dumps(answer))
+    return loaded
