@@ -27,6 +27,7 @@ _NEIGHBOURS = 2
 _BAND_QUANTILE = 0.01
 _LEAST = 8
 _MARGIN = 0.05
+_NO_REFERENCE = (not_available("no reference"),) * (len(SIGNALS) + 1)
 
 
 def audit(case: Case) -> Finding:
@@ -170,6 +171,7 @@ def _signals(case: Case, classes: list[int]) -> Table:
     for class_id in classes:
         for name, subject in case.subjects.items():
             if name == "reference" and case.reference_level == "R3":
+                table.rows.append([case.names[class_id], case.column(name), *_NO_REFERENCE])
                 continue
             answers = subject.of("forget", "test")
             assert answers is not None
