@@ -22,6 +22,7 @@ from kswap.audits.sampling import chosen_sets, num_images
 from kswap.audits.subjects import Case, ReferenceLevel, Subject, SubjectName, control_of
 from kswap.audits.units import units_of
 from kswap.audits.verdict import verdict
+from kswap.audits.views import Again
 from kswap.config import ROLES, Role, Split, SwapConfig
 from kswap.data import ImageSet, SwapData, build_data
 from kswap.data.text import listed
@@ -113,11 +114,11 @@ def audit(
             work, run_dir, reference, reference_level, train=train_reference, on_note=on_note
         )
         _fit_reference_data(work)
-        case, models = _observe(work, on_note)
+        case, again = _observe(work, on_note)
         found = describe_reference(work, case)
         findings = run_audits(
             case,
-            models,
+            again,
             level=level,
             score_name=str(results["score_name"]),
             rank=work.config.adapter.rank,
@@ -226,7 +227,7 @@ def _fit_reference_data(work: _Work) -> None:
     work.reference_data = data
 
 
-def _observe(work: _Work, on_note: Note) -> tuple[Case, dict[SubjectName, Observed]]:
+def _observe(work: _Work, on_note: Note) -> tuple[Case, Again]:
     """Look at all images once with every model."""
     learned = any("learn" in stage.active for stage in plan(work.config))
     count, num_base = len(work.data.id2label), work.data.num_base_classes
@@ -285,7 +286,16 @@ def _observe(work: _Work, on_note: Note) -> tuple[Case, dict[SubjectName, Observ
             "valid"
         ],
     )
-    return case, models
+    again = Again(
+        task=work.base.task,
+        models=models,
+        sets=sets,
+        class_ids=work.class_ids,
+        batch_size=work.config.training.eval_batch_size,
+        seed=work.seed,
+        factor=4 if work.level == "strict" else 1,
+    )
+    return case, again
 
 
 def _pixels(data: SwapData, device: Any) -> Pixels:

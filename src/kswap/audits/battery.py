@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, MutableMapping
 
 from kswap.audits import (
     anomaly,
     collateral,
     membership,
+    precision,
     probe,
     restore,
     reversal,
     scores,
 )
-from kswap.audits.features import Observed
 from kswap.audits.findings import LEVELS, Finding, Level
-from kswap.audits.subjects import Case, SubjectName
+from kswap.audits.subjects import Case
+from kswap.audits.views import Again
 
 
 def run_audits(
     case: Case,
-    models: Mapping[SubjectName, Observed],
+    again: Again,
     *,
     level: Level,
     score_name: str,
@@ -40,12 +41,13 @@ def run_audits(
             "quick",
             lambda: reversal.audit(
                 case,
-                models["base"].model.state_dict(),
-                models["swapped"].model.state_dict(),
+                again.models["base"].model.state_dict(),
+                again.models["swapped"].model.state_dict(),
                 rank=rank,
                 has_adapter=has_adapter,
             ),
         ),
+        ("A9", "standard", lambda: precision.audit(case, again.variants())),
         ("A10", "quick", lambda: anomaly.audit(case)),
         ("A11", "quick", lambda: collateral.audit(case)),
     ]

@@ -100,15 +100,24 @@ def _score(hits: Hits, part: int) -> Cell | Interval:
 def restore(subject: Subject, *, seed: int) -> dict[str, Hits]:
     """Return for each way of restoring which test units are right then."""
     layer = list(_of(subject, "forget", "test").layers)[-1]
-    return restore_from(
-        _Features.of(subject, layer),
-        seed=seed,
-        head=subject.head,
+    return restore_from(features_of(subject, layer), seed=seed, head=subject.head)
+
+
+def features_of(subject: Subject, layer: str) -> FewShot:
+    """Return what restoring reads of one layer."""
+    x, y, x_chosen, y_chosen = training_units(subject, layer)
+    tests = [_of(subject, role, "test") for role in ("forget", "retain")]
+    return FewShot(
+        x,
+        y,
+        (x_chosen, y_chosen),
+        [(t.layers[layer], t.class_ids) for t in tests],
+        np.unique(_of(subject, "forget", "train").class_ids),
     )
 
 
 def restore_from(
-    given: _Features,
+    given: FewShot,
     *,
     seed: int,
     head: tuple[NDArray[np.float64], NDArray[np.float64]] | None,
@@ -137,7 +146,7 @@ def restore_from(
     return found
 
 
-def _chosen(given: _Features) -> float:
+def _chosen(given: FewShot) -> float:
     """Return the regularisation of a refitted head, chosen on validation units."""
     tried = {
         c: float((fit(given.x, given.y, c).predict(given.chosen[0]) == given.chosen[1]).mean())
@@ -152,7 +161,7 @@ def _of(subject: Subject, role: Any, split: Any) -> Any:
     return answers
 
 
-class _Features:
+class FewShot:
     """What the head receives of train and test units."""
 
     def __init__(
@@ -166,18 +175,6 @@ class _Features:
         self.x, self.y, self.chosen, self.tests = x, y, chosen, tests
         self.forgotten = forgotten
         self.kept = ~np.isin(y, forgotten)
-
-    @classmethod
-    def of(cls, subject: Subject, layer: str) -> _Features:
-        x, y, x_chosen, y_chosen = training_units(subject, layer)
-        tests = [_of(subject, role, "test") for role in ("forget", "retain")]
-        return cls(
-            x,
-            y,
-            (x_chosen, y_chosen),
-            [(t.layers[layer], t.class_ids) for t in tests],
-            np.unique(_of(subject, "forget", "train").class_ids),
-        )
 
     @property
     def fewest(self) -> int:
