@@ -121,7 +121,6 @@ def audit(
             again,
             level=level,
             score_name=str(results["score_name"]),
-            rank=work.config.adapter.rank,
             has_adapter=(run_dir / "adapter").is_dir(),
             seconds=work.seconds,
         )
@@ -293,6 +292,9 @@ def _observe(work: _Work, on_note: Note) -> tuple[Case, Again]:
         class_ids=work.class_ids,
         batch_size=work.config.training.eval_batch_size,
         seed=work.seed,
+        names=work.data.id2label,
+        num_forget=len(work.data.sets["forget"]["train"]) if "forget" in work.data.sets else 0,
+        adapter=work.config.adapter,
         factor=4 if work.level == "strict" else 1,
     )
     return case, again

@@ -133,3 +133,41 @@ def untouched() -> Case:
 def forgotten() -> Case:
     """A model that never saw the classes, given as the swapped one."""
     return case(never_saw("swapped", seed=2))
+
+
+@torch.no_grad()
+def changed(name: Any, variant: str, subjects: Any) -> Subject:
+    """Look again at a model whose weights a variant of A9 changes."""
+    from kswap.audits.precision import as_variant
+
+    classes, rows, seed = subjects[name]
+    model = network(classes, seed=seed)
+    with as_variant(model, variant, seed=0):
+        seen = {
+            role: {split: answers(model, ids, split, rows) for split in _SIZES}
+            for role, ids in CLASS_IDS.items()
+        }
+    return Subject(name, seen)
+
+
+def trained(name: str, *, untouched: bool) -> Any:
+    """Return what `changed` needs to make a model again."""
+    if name == "swapped" and untouched:
+        return (*RETAIN, *FORGET), (*RETAIN, *FORGET), 0
+    if name == "swapped":
+        return (*RETAIN, *LEARN), tuple(range(NUM_ROWS)), 2
+    return (*RETAIN, *LEARN), (*RETAIN, *LEARN), 1
+
+
+@functools.cache
+def confidences(kind: str, count: int) -> np.ndarray:
+    """Logit-scaled confidences of `count` models on forget-train vectors, (models, vectors)."""
+    everything = tuple(range(NUM_ROWS))
+    taught = (*RETAIN, *FORGET) if kind == "untouched" else (*RETAIN, *LEARN)
+    first = {"untouched": 20, "never saw": 40, "reference": 60}[kind]
+    found = []
+    for seed in range(first, first + count):
+        own = answers(network(taught, seed=seed, steps=120), FORGET, "train", everything)
+        shares = own.shares()[np.arange(len(own)), own.class_ids]
+        found.append(np.log(shares + 1e-30) - np.log1p(-shares + 1e-12))
+    return np.stack(found)

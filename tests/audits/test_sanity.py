@@ -6,17 +6,64 @@ from dataclasses import replace
 
 import pytest
 import torch
-from audits.subjects import base, case, forgotten, never_saw, untouched
+from audits.subjects import (
+    base,
+    case,
+    changed,
+    confidences,
+    forgotten,
+    never_saw,
+    trained,
+    untouched,
+)
 
-from kswap.audits import anomaly, collateral, membership, probe, restore, reversal, scores
+from kswap.audits import (
+    anomaly,
+    collateral,
+    membership,
+    precision,
+    probe,
+    quality,
+    relearning,
+    restore,
+    reversal,
+    scores,
+    shadow,
+)
 from kswap.audits.subjects import control_of
 from kswap.audits.verdict import verdict
+
+
+def relearn_heads(given):
+    def relearn(condition, name, draw):
+        return relearning.relearn_head(
+            given.subjects[name], condition, seed=0, draw=draw, num_forget=80
+        )
+
+    return relearning.audit(given, relearn, relearning.QUICK_HEAD)
+
+
+def round_weights(given):
+    is_base = given.swapped.of("learn", "test").scores.total == 0
+    subjects = {name: trained(name, untouched=is_base) for name in ("swapped", "reference")}
+    return precision.audit(given, lambda name, variant: changed(name, variant, subjects))
+
+
+def tell_models_apart(given):
+    is_base = given.swapped.of("learn", "test").scores.total == 0
+    models = confidences("untouched" if is_base else "never saw", 8)
+    return quality.audit(given, models, confidences("reference", 16))
+
 
 AUDITS = {
     "A1": lambda given: scores.audit(given, score_name="top1"),
     "A2": membership.audit,
+    "A3": lambda given: shadow.audit(given, pairs=24),
+    "A4": tell_models_apart,
     "A5": probe.audit,
     "A6": restore.audit,
+    "A7": relearn_heads,
+    "A9": round_weights,
     "A10": anomaly.audit,
 }
 
@@ -39,6 +86,8 @@ def test_without_a_reference_nothing_but_the_scores_decides(name):
     given = replace(forgotten(), reference=control, reference_level="R3")
     found = AUDITS[name](given)
     assert found.status == ("pass" if name == "A1" else "info")
+    if name == "A4":
+        return
     texts = [str(cell) for table in found.to_mapping()["tables"] for cell in table["rows"]]
     headings = [column for table in found.tables for column in table.columns]
     assert any("R3" in text for text in (*texts, *headings)), found
@@ -68,8 +117,11 @@ def test_removal_is_never_a_pass_and_finds_the_rank():
         assert found.values["ranks"] == {"a": rank}
 
 
+QUICK = ("A1", "A2", "A5", "A6", "A10")
+
+
 def findings(given):
-    return {name: audit(given) for name, audit in AUDITS.items()}
+    return {name: AUDITS[name](given) for name in QUICK}
 
 
 def test_the_ladder():

@@ -10,7 +10,7 @@ from kswap.audits.precision import as_variant
 from kswap.audits.sampling import spread, subset
 from kswap.audits.subjects import Subject, SubjectName
 from kswap.audits.units import units_of
-from kswap.config import Role, Split
+from kswap.config import AdapterConfig, Role, Split
 from kswap.data import ImageSet
 
 _FEW: Mapping[tuple[Role, Split], int] = {
@@ -31,6 +31,11 @@ class Again:
     class_ids: Mapping[Role, Sequence[int]]
     batch_size: int
     seed: int
+    names: Mapping[int, str]
+    """Row of the run -> class name."""
+    num_forget: int
+    """Forget-train images of the run."""
+    adapter: AdapterConfig
     factor: int = 1
     """Times as many images as a standard audit reads again."""
 
