@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,53 +16,22 @@ from kswap.audits import references, reversal
 from kswap.audits.battery import run_audits
 from kswap.audits.features import Observed, observe, seconds_per_image
 from kswap.audits.findings import LEVELS, Finding, Level
-from kswap.audits.references import Reference, beside, load_reference
+from kswap.audits.references import beside
 from kswap.audits.sampling import chosen_sets, num_images
 from kswap.audits.subjects import Case, ReferenceLevel, Subject, SubjectName, control_of
 from kswap.audits.units import units_of
 from kswap.audits.verdict import verdict
 from kswap.audits.views import Again
-from kswap.config import ROLES, Role, Split, SwapConfig
-from kswap.data import ImageSet, SwapData, build_data
-from kswap.data.text import listed
+from kswap.audits.work import Note, Work, find_reference, fit_reference_data, load_run, pixels_of
+from kswap.config import Role, Split
+from kswap.data import ImageSet, SwapData
 from kswap.errors import UserError
 from kswap.files import disk_errors
-from kswap.models import artefact
-from kswap.models.loading import Loaded, load_base
 from kswap.plan import plan
 from kswap.report.card import write_card
 from kswap.run_folder import open_run, read_results, write_results
-from kswap.tasks import Pixels
-from kswap.training.device import make_accelerator, memory_errors
+from kswap.training.device import memory_errors
 from kswap.training.progress import progress
-
-Note = Callable[[str], None]
-
-
-@dataclass
-class _Work:
-    """What a run left, loaded."""
-
-    config: SwapConfig
-    results: Mapping[str, Any]
-    base: Loaded
-    data: SwapData
-    swapped: Any
-    device: Any
-    level: Level
-    seed: int
-    reference: Reference | None = None
-    reference_data: SwapData | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def class_ids(self) -> dict[Role, tuple[int, ...]]:
-        """Classes of each role that have images."""
-        return {
-            role: tuple(self.data.class_ids.get(role, ()))
-            for role in ROLES
-            if role in self.data.sets
-        }
 
 
 def audit(
@@ -109,11 +77,11 @@ def audit(
         )
     results = read_results(run_dir)
     with memory_errors(), disk_errors(f"{run_dir}"), open_run(run_dir) as folder:
-        work = _load(run_dir, results, level=level, seed=seed)
-        work.reference = _reference(
+        work = load_run(run_dir, results, level=level, seed=seed)
+        work.reference = find_reference(
             work, run_dir, reference, reference_level, train=train_reference, on_note=on_note
         )
-        _fit_reference_data(work)
+        fit_reference_data(work)
         case, again = _observe(work, on_note)
         found = describe_reference(work, case)
         findings = run_audits(
@@ -132,101 +100,7 @@ def audit(
     return answer
 
 
-def _load(run_dir: Path, results: Mapping[str, Any], *, level: Level, seed: int) -> _Work:
-    """Load the models and read the images of a run, as `kswap.evaluate` does."""
-    config = SwapConfig.from_yaml(run_dir / "config.yaml")
-    base = load_base(config.model)
-    config = config.for_task(base.task)
-    if not any(getattr(config, role) is not None and getattr(config, role).data for role in ROLES):
-        raise UserError(
-            f"{run_dir}: its data was given in memory, so it cannot be read again; audit a run "
-            "whose config names its data"
-        )
-    data = _read(config, base, base.processor)
-    names = {r: [data.id2label[c] for c in data.class_ids.get(r, ())] for r in ROLES}
-    if names != results["classes"]:
-        raise UserError(
-            f"{run_dir}: the classes of its data are not those of the run (the data has changed, "
-            "or was given in memory); restore it"
-        )
-    swapped, _ = artefact.load(run_dir)
-    labels = {int(i): str(name) for i, name in swapped.config.id2label.items()}
-    if labels != data.id2label:
-        raise UserError(
-            f"{run_dir}: the labels of model/ are not those of the run "
-            f"({listed(labels.values(), 5)}); restore what the run saved"
-        )
-    accelerator = make_accelerator(config.training, run_dir)
-    return _Work(config, results, base, data, swapped, accelerator.device, level, seed)
-
-
-def _read(config: SwapConfig, base: Loaded, processor: Any) -> SwapData:
-    with progress("images") as report:
-        return build_data(
-            config,
-            task=base.task,
-            id2label=base.id2label,
-            processor=processor,
-            forgotten=base.forgotten,
-            on_progress=report,
-        )
-
-
-def _reference(
-    work: _Work,
-    run_dir: Path,
-    named: str | Path | None,
-    level: ReferenceLevel | None,
-    *,
-    train: bool,
-    on_note: Note,
-) -> Reference | None:
-    """Return the reference that was named, or lies beside the run; None: there is none."""
-    known = {
-        "task": work.base.task,
-        "names": work.data.id2label,
-        "class_ids": work.class_ids,
-    }
-    if train:
-        raise UserError(
-            "--train-reference: the base saw the classes to forget, and nothing that is trained on "
-            "from it is a reference; train one from a backbone that never saw them and name it "
-            "with --reference"
-        )
-    if named is not None:
-        return load_reference(str(named), level or "R2", **known)  # type: ignore[arg-type]
-    path = beside(run_dir.resolve())
-    if path is None:
-        return None
-    try:
-        return load_reference(str(path), level or "R2", **known)  # type: ignore[arg-type]
-    except UserError as error:
-        on_note(f"the model beside the run is not used as its reference: {error}")
-        return None
-
-
-def _fit_reference_data(work: _Work) -> None:
-    """Read the images again where the reference's processor makes something else of them."""
-    if work.reference is None:
-        return
-    ours, theirs = (
-        {k: v for k, v in p.to_dict().items() if not k.endswith("_type") and k[0] != "_"}
-        for p in (work.base.processor, work.reference.loaded.processor)
-    )
-    if ours == theirs:
-        return
-    data = _read(work.config, work.base, work.reference.loaded.processor)
-    for role, splits in work.data.sets.items():
-        for split, images in splits.items():
-            if (data.sets[role][split].class_ids != images.class_ids).any():
-                raise UserError(
-                    f"--reference: its image processor reads the {split} images of {role} "
-                    "otherwise than the base's; give it the base's preprocessor_config.json"
-                )
-    work.reference_data = data
-
-
-def _observe(work: _Work, on_note: Note) -> tuple[Case, Again]:
+def _observe(work: Work, on_note: Note) -> tuple[Case, Again]:
     """Look at all images once with every model."""
     learned = any("learn" in stage.active for stage in plan(work.config))
     count, num_base = len(work.data.id2label), work.data.num_base_classes
@@ -256,7 +130,7 @@ def _observe(work: _Work, on_note: Note) -> tuple[Case, Again]:
 
         for name, (model, rows, data) in todo.items():
             models[name] = Observed.of(
-                model.to(work.device), rows, count, _pixels(data, work.device)
+                model.to(work.device), rows, count, pixels_of(data, work.device)
             )
             if name == "base":
                 _estimate(work, models[name], sets["base"], total, on_note)
@@ -300,12 +174,8 @@ def _observe(work: _Work, on_note: Note) -> tuple[Case, Again]:
     return case, again
 
 
-def _pixels(data: SwapData, device: Any) -> Pixels:
-    return lambda images: data.pixels(images, device=device)
-
-
 def _estimate(
-    work: _Work,
+    work: Work,
     observed: Observed,
     sets: Mapping[Role, Mapping[Split, ImageSet]],
     total: int,
@@ -320,14 +190,14 @@ def _estimate(
     )
 
 
-def describe_reference(work: _Work, case: Case) -> dict[str, Any]:
+def describe_reference(work: Work, case: Case) -> dict[str, Any]:
     """Return what results.json says of the reference."""
     subject = case.reference if work.reference is not None else None
     return references.describe(work.reference, case.base, subject)
 
 
 def _answer(
-    work: _Work, case: Case, reference: dict[str, Any], findings: Mapping[str, Finding]
+    work: Work, case: Case, reference: dict[str, Any], findings: Mapping[str, Finding]
 ) -> dict[str, Any]:
     decides = None if case.decides else case.without_decision()
     if case.reference_level == "R3" and not case.decides:

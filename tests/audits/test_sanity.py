@@ -109,9 +109,9 @@ def test_a_hurt_class_is_named_and_an_unhurt_model_is_not_blamed():
 def test_removal_is_never_a_pass_and_finds_the_rank():
     one = {"a": torch.randn(30, 20, generator=torch.Generator().manual_seed(0)), "b": torch.ones(3)}
     low = one["a"][:, :2] @ one["a"][:2, :]
-    for changed, rank in ((one["a"] + 0.1 * low, 2), (one["a"] + one["a"].tanh(), None)):
+    for other, rank in ((one["a"] + 0.1 * low, 2), (one["a"] + one["a"].tanh(), None)):
         found = reversal.audit(
-            untouched(), one, {"a": changed, "b": one["b"]}, rank=4, has_adapter=True
+            untouched(), one, {"a": other, "b": one["b"]}, rank=4, has_adapter=True
         )
         assert found.status == "info"
         assert found.values["ranks"] == {"a": rank}

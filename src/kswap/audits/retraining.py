@@ -86,9 +86,9 @@ def relearn_model(
     for step in range(1, budget.steps + 1):
         torch.manual_seed(draw * 1000 + step)  # mask losses draw points
         half = budget.batch // 2
-        parts = [take(images, _drawn(len(images), half, rng)) for images in (some, kept)]
+        parts = [take(images, drawn(len(images), half, rng)) for images in (some, kept)]
         examples = make_examples(concatenate(parts), observed.pixels)
-        loss = _loss(net, task, examples, concatenate(parts), rows)
+        loss = batch_loss(net, task, examples, concatenate(parts), rows)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -189,7 +189,7 @@ def _trainable(model: Any, trains: str, adapter: AdapterConfig, *, seed: int) ->
     return trained
 
 
-def _loss(
+def batch_loss(
     net: nn.Module, task: Task, examples: Examples, samples: Any, rows: Sequence[int]
 ) -> torch.Tensor:
     """Return the task's own loss on a batch."""
@@ -206,7 +206,7 @@ def _loss(
     return compute_terms(groups, terms, divisors)["all"]
 
 
-def _drawn(length: int, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+def drawn(length: int, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """Return `count` rows; again and again where there are fewer."""
     rounds = -(-count // length)
     return np.concatenate([rng.permutation(length) for _ in range(rounds)])[:count]
