@@ -135,7 +135,6 @@ def forgotten() -> Case:
     return case(never_saw("swapped", seed=2))
 
 
-@torch.no_grad()
 def changed(name: Any, variant: str, subjects: Any) -> Subject:
     """Look again at a model whose weights a variant of A9 changes."""
     from kswap.audits.precision import as_variant

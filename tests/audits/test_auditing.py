@@ -67,7 +67,7 @@ def test_a_quick_audit_writes_results_card_and_tables(run_dir, reference_dir, ca
         "before the head",
     ]
     ranks = answer["audits"]["A8"]["values"]["ranks"]
-    assert {r for name, r in ranks.items() if "classifier" not in name} <= set(range(1, 9))
+    assert {r for name, r in ranks.items() if "classifier" not in name} <= set(range(1, 17))
     assert not list(run_dir.glob(".*.tmp"))
     assert not (run_dir / ".lock").exists()
 

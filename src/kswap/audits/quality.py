@@ -4,8 +4,8 @@ After the unlearning challenge's evaluation (Triantafillou et al. 2024): N model
 and N references that never saw the forget data, each with its own seed; per forget-train example
 the logit-scaled confidences of both are told apart by the best single and the best double
 threshold; ε = max over them of max(log((1 − δ − FPR)/FNR), log((1 − δ − FNR)/FPR)). Examples are
-put into bins of ε, a bin k counts 2^(−k); the mean is the score F. N models show no ε above
-log(N·(1 − δ)), which is printed beside it.
+put into bins of ε, a bin k counts 2^(−k); the mean is the score F. N models of a side show no ε
+above log(N·(1 − δ)), which is printed beside it.
 """
 
 from __future__ import annotations
@@ -56,16 +56,24 @@ def audit(
     epsilons = epsilon_per_example(swapped, references)
     half = len(references) // 2
     null = epsilon_per_example(references[:half], references[half : 2 * half])
-    most = largest_epsilon(min(counts))
+    most = largest_epsilon(max(counts))
     score = forgetting_score(epsilons)
     utility = _utility(case)
     histogram = np.histogram(epsilons, bins=np.arange(0, most + _BIN, _BIN))
     table = Table(
         f"ε per forget-train example, δ = {DELTA:g}",
-        ("N", "largest ε that N shows", "median ε", "among references", "F", "F × utility"),
+        (
+            "N swapped",
+            "N references",
+            "largest ε that N shows",
+            "median ε",
+            "among references",
+            "F",
+            "F × utility",
+        ),
         [
             [
-                min(counts),
+                *counts,
                 most,
                 float(np.median(epsilons)),
                 float(np.median(null)),
@@ -85,8 +93,8 @@ def audit(
     spread = _interval(epsilons)
     failed = float(np.median(epsilons)) > float(np.median(null)) + _MARGIN
     reason = (
-        f"median ε {np.median(epsilons):.2f} with N = {min(counts)} (at most {most:.2f} can show), "
-        f"{np.median(null):.2f} among references"
+        f"median ε {np.median(epsilons):.2f} with N = {counts[0]} and {counts[1]} (at most "
+        f"{most:.2f} can show), {np.median(null):.2f} among references"
     )
     values: dict[str, Any] = {"epsilon": spread, "F": score, "N": counts, "largest": most}
     return Finding(TITLE, QUESTION, case.status(failed=failed), reason, (table, bins), (), values)

@@ -91,7 +91,7 @@ def match_rows(
         UserError: it knows a class to forget, lacks a class of retain or learn, or one fits two.
     """
     index = LabelIndex(id2label)
-    known = [names[c] for c in class_ids.get("forget", ()) if index.find(names[c])]
+    known = [names[c] for c in class_ids.get("forget", ()) if _find(index, names[c])]
     if known:
         raise UserError(
             f"--reference: {source} has {listed(known)} among its labels, which the run forgets; a "
@@ -101,7 +101,7 @@ def match_rows(
     lacking = []
     for role in ("retain", "learn"):
         for class_id in class_ids.get(role, ()):  # type: ignore[call-overload]
-            found = index.find(names[class_id])
+            found = _find(index, names[class_id])
             if len(found) == 1:
                 rows[found[0]] = class_id
             else:
@@ -113,6 +113,14 @@ def match_rows(
             "on the classes of retain and learn"
         )
     return tuple(rows)
+
+
+def _find(index: LabelIndex, name: str) -> tuple[int, ...]:
+    """Return the rows that a label of the run, or one of its synonyms, means."""
+    found = index.find(name)
+    if found or "," not in name:
+        return found
+    return tuple(sorted({row for part in name.split(",") for row in index.find(part.strip())}))
 
 
 def describe(reference: Reference | None, base: Subject, subject: Subject | None) -> dict[str, Any]:

@@ -1,17 +1,19 @@
-"""A3: would a strong attacker know of a single example? U-LiRA over the frozen backbone.
+"""A3: would a strong attacker know of a single example? U-LiRA over a frozen backbone.
 
-After LiRA (Carlini et al., S&P 2022) and U-LiRA (Hayes et al. 2024). K shadow pairs share the
-audited model's backbone: a head trained on retained images and a random half of the pool
-(forget-train and forget-test), and the same head after it has forgotten that half (masked
-distillation). Per example the logit-scaled confidences log p − log(1 − p) of shadows that had it
-and of those that had not are Gaussians; the likelihood ratio of the audited model's own confidence
-is the attack. Its level is matched to the shadows' over the pool first, as heads alone train
-otherwise than models. Both halves of the pair are attacks; the control is how well they tell held
-out shadows. What a backbone itself remembers shows only through the model's answers.
+After LiRA (Carlini et al., S&P 2022) and U-LiRA (Hayes et al. 2024). K shadow pairs share one
+backbone, the reference's (the base's where there is none), which never saw the pool: a head trained
+on retained images and a random half of the pool (forget-train and forget-test), and the same head
+after it has forgotten that half (masked distillation). Per example the logit-scaled confidences
+log p − log(1 − p) of shadows that had it and of those that had not are Gaussians. The attack on a
+model that forgot is the likelihood ratio of its own confidence; the attack on one that did not is
+the distance from the shadows that never had it (LiRA's offline attack). The model's level is
+matched to the shadows' over the pool first, as heads train otherwise than models. The control is
+how well an attack tells held out shadows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +37,11 @@ _RATE = 2e-2
 _DECAY = 1e-3
 _HELD = 0.25
 """Share of the shadows that are targets of the control."""
+_WIDER = 2.2414 / 1.96
+"""Bonferroni's factor on 95 % intervals, for two attacks that are read together."""
+_Score = Callable[
+    [NDArray[np.float64], NDArray[np.bool_], NDArray[np.float64]], NDArray[np.float64]
+]
 _ATTACKS = ("trained on it", "trained on it, then forgot it")
 
 
@@ -59,14 +66,16 @@ def audit(case: Case, *, pairs: int = PAIRS) -> Finding:
     if why := lacking(case.swapped):
         return missing(TITLE, QUESTION, why)
     table = Table(
-        f"U-LiRA, {pairs} shadow pairs on the frozen backbone; forget train against test",
+        f"U-LiRA, {pairs} shadow pairs on the frozen backbone of the "
+        f"{case.column(_backbone(case).name)}; forget train against test",
         ("model", "shadows", "AUC", "TPR at 1 % FPR", "TPR at 0.1 % FPR", "control: held out"),
     )
     areas: dict[tuple[str, str], Interval] = {}
+    shadows = shadows_of(_backbone(case), pairs, seed=case.seed)
     for name, subject in case.subjects.items():
-        if lacking(subject):
+        if lacking(subject) or (name == "reference" and case.reference_level == "R3"):
             continue
-        for attack, (members, others, control) in attacks(subject, pairs, seed=case.seed).items():
+        for attack, (members, others, control) in attacks(subject, shadows).items():
             areas[name, attack] = auc(members, others)
             rates: list[Cell] = []
             for fpr in (0.01, 0.001):
@@ -96,38 +105,52 @@ def audit(case: Case, *, pairs: int = PAIRS) -> Finding:
 
 def _apart(swapped: Interval, reference: Interval | None) -> bool:
     """Whether members are told, on either side, and otherwise than in the reference."""
-    if reference is None or swapped.low <= 0.5 <= swapped.high:
+    if reference is None:
         return False
-    half = float(np.hypot((swapped.high - swapped.low) / 2, (reference.high - reference.low) / 2))
-    return abs(swapped.mean - reference.mean) > half
+    halves = [_WIDER * (area.high - area.low) / 2 for area in (swapped, reference)]
+    telling = abs(swapped.mean - 0.5) > halves[0]
+    return telling and abs(swapped.mean - reference.mean) > float(np.hypot(*halves))
+
+
+def _backbone(case: Case) -> Subject:
+    """Return the model whose backbone the shadows share."""
+    if case.reference is None or case.reference_level == "R3":
+        return case.base
+    return case.reference
+
+
+def shadows_of(backbone: Subject, pairs: int, *, seed: int) -> Shadows:
+    """Train the shadows on features of a backbone."""
+    layer, pool, labels = _pool(backbone)
+    kept = backbone.of("retain", "train")
+    assert kept is not None
+    return train_shadows(kept.layers[layer], kept.class_ids, pool, labels, pairs=pairs, seed=seed)
 
 
 def attacks(
-    subject: Subject, pairs: int, *, seed: int
+    subject: Subject, shadows: Shadows
 ) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64], Interval]]:
     """Return for each attack the scores of forget-train and forget-test, and its own quality."""
-    layer, pool, labels, count = _pool(subject)
-    kept = subject.of("retain", "train")
-    assert kept is not None
-    shadows = train_shadows(
-        kept.layers[layer], kept.class_ids, pool, labels, pairs=pairs, seed=seed
-    )
-    own = np.concatenate([_confidence(subject.of("forget", split)) for split in ("train", "test")])
+    parts = [_confidence(subject.of("forget", split)) for split in ("train", "test")]  # type: ignore[arg-type]
+    own, count = np.concatenate(parts), len(parts[0])
     found = {}
-    for name, confidences in zip(_ATTACKS, (shadows.trained, shadows.forgot), strict=True):
-        scores = likelihood_ratio(confidences, shadows.inside, own)
-        control = _held_out(confidences, shadows.inside)
+    for name, confidences, score in (
+        (_ATTACKS[0], shadows.trained, surprise),
+        (_ATTACKS[1], shadows.forgot, likelihood_ratio),
+    ):
+        scores = score(confidences, shadows.inside, own)
+        control = _held_out(confidences, shadows.inside, score)
         found[name] = (scores[:count], scores[count:], control)
     return found
 
 
-def _pool(subject: Subject) -> tuple[str, NDArray[np.float32], NDArray[np.int64], int]:
+def _pool(subject: Subject) -> tuple[str, NDArray[np.float32], NDArray[np.int64]]:
     train, test = subject.of("forget", "train"), subject.of("forget", "test")
     assert train is not None
     assert test is not None
     layer = list(test.layers)[-1]
     features = np.concatenate([train.layers[layer], test.layers[layer]])
-    return layer, features, np.concatenate([train.class_ids, test.class_ids]), len(train)
+    return layer, features, np.concatenate([train.class_ids, test.class_ids])
 
 
 def _confidence(answers: Any) -> NDArray[np.float64]:
@@ -203,8 +226,7 @@ def likelihood_ratio(
         inside: (shadows, pool).
         own: (pool,), of the audited model; brought to the shadows' mean and spread first.
     """
-    matched = (own - own.mean()) / max(float(own.std()), 1e-9)
-    matched = matched * confidences.mean(0).std() + confidences.mean()
+    matched = _matched(confidences, own)
     total = np.zeros(len(own))
     for side, sign in ((inside, 1.0), (~inside, -1.0)):
         count = side.sum(0).clip(1)
@@ -214,12 +236,33 @@ def likelihood_ratio(
     return total
 
 
-def _held_out(confidences: NDArray[np.float64], inside: NDArray[np.bool_]) -> Interval:
+def surprise(
+    confidences: NDArray[np.float64], inside: NDArray[np.bool_], own: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return by how much each example is more confident than in shadows without it.
+
+    LiRA's offline attack: the score against the Gaussian of shadows that never had the example.
+    """
+    outside = ~inside
+    mean = (confidences * outside).sum(0) / outside.sum(0).clip(1)
+    spread = float(np.sqrt(((confidences - mean) ** 2)[outside].mean())) + 1e-9
+    return np.asarray((_matched(confidences, own) - mean) / spread)
+
+
+def _matched(confidences: NDArray[np.float64], own: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the model's confidences at the level and spread of the shadows' means."""
+    scaled = (own - own.mean()) / max(float(own.std()), 1e-9)
+    return np.asarray(scaled * confidences.mean(0).std() + confidences.mean())
+
+
+def _held_out(
+    confidences: NDArray[np.float64], inside: NDArray[np.bool_], score: _Score
+) -> Interval:
     """Return the AUC on shadows that the Gaussians were not taken from, over these shadows."""
     held = max(1, round(_HELD * len(inside)))
     areas = []
     for target in range(len(inside) - held, len(inside)):
         rest = slice(0, len(inside) - held)
-        scores = likelihood_ratio(confidences[rest], inside[rest], confidences[target])
+        scores = score(confidences[rest], inside[rest], confidences[target])
         areas.append(auc(scores[inside[target]], scores[~inside[target]]).mean)
     return t_interval(areas)
