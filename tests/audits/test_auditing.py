@@ -91,7 +91,8 @@ def test_without_a_reference_it_says_so_and_never_passes(run_dir):
         "level": "R3", "model": None, "valid": False, "note": answer["reference"]["note"]
     }  # fmt: skip
     statuses = {name: found["status"] for name, found in answer["audits"].items()}
-    assert statuses["A5"] == statuses["A6"] == statuses["A10"] == "info"
+    assert statuses["A5"] == statuses["A6"] == "info"
+    assert statuses["A10"] in ("info", "not available")
     assert answer["verdict"]["level"] in ("known", "suppressed")
     assert "control R3" in json.dumps(answer["audits"]["A5"]["tables"])
 

@@ -58,7 +58,8 @@ def audit(case: Case) -> Finding:
     floor = _floor(reference)
     tables += [_tests(case, classes, detectors, band), _true_class(case, classes, floor)]
     shares = answers.shares()
-    suppressed, kept = [], []
+    suppressed: list[int] = []
+    kept: list[int] = []
     for c in classes:
         own = answers.class_ids == c
         median = float(np.median(shares[own, c]))

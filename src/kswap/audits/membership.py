@@ -86,7 +86,7 @@ def audit(case: Case) -> Finding:
 def _too_small(subject: Subject) -> str:
     for role in ("retain", "forget"):
         for split in ("train", "test"):
-            answers = subject.of(role, split)  # type: ignore[arg-type]
+            answers = subject.of(role, split)
             count = 0 if answers is None else len(answers)
             if count < _LEAST:
                 return f"{count} {split} images of {role}, {_LEAST} are needed"
@@ -125,7 +125,7 @@ def attack(
         (role, split): signals(answers)
         for role in ("retain", "forget")
         for split in ("train", "test")
-        if (answers := subject.of(role, split)) is not None  # type: ignore[arg-type]
+        if (answers := subject.of(role, split)) is not None
     }
     inside, outside = groups["retain", "train"], groups["retain", "test"]
     x = np.concatenate([inside, outside])

@@ -136,7 +136,7 @@ def lacking(subject: Subject) -> str:
     """Return what a probe of the model lacks, or nothing."""
     for role in ("forget", "retain"):
         for split in ("train", "test"):
-            if subject.of(role, split) is None:  # type: ignore[arg-type]
+            if subject.of(role, split) is None:
                 return f"no {split} images of {role}"
     return ""
 
@@ -149,8 +149,8 @@ def training_units(subject: Subject, layer: str) -> tuple[Matrix, Labels, Matrix
     fitted: list[tuple[Matrix, Labels]] = []
     chosen: list[tuple[Matrix, Labels]] = []
     for role in ("forget", "retain"):
-        train = subject.of(role, "train")  # type: ignore[arg-type]
-        validation = subject.of(role, "validation")  # type: ignore[arg-type]
+        train = subject.of(role, "train")
+        validation = subject.of(role, "validation")
         assert train is not None
         x, y = train.layers[layer], train.class_ids
         if validation is not None:

@@ -152,7 +152,7 @@ def _utility(case: Case) -> float:
     ratio = 1.0
     for role in ("retain", "learn"):
         pair = [
-            subject.of(role, "test") if subject is not None else None  # type: ignore[arg-type]
+            subject.of(role, "test") if subject is not None else None
             for subject in (case.swapped, case.reference)
         ]
         if pair[0] is not None and pair[1] is not None and pair[1].scores.total:

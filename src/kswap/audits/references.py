@@ -100,7 +100,7 @@ def match_rows(
     rows = [-1] * len(id2label)
     lacking = []
     for role in ("retain", "learn"):
-        for class_id in class_ids.get(role, ()):  # type: ignore[call-overload]
+        for class_id in class_ids.get(role, ()):
             found = _find(index, names[class_id])
             if len(found) == 1:
                 rows[found[0]] = class_id

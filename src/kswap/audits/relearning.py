@@ -190,7 +190,7 @@ def _steps_to(courses: Sequence[Course], goal: float) -> Cell:
 
 
 def _curve(case: Case, condition: Condition, courses: dict[SubjectName, list[Course]]) -> Curve:
-    series = {
+    series: dict[str, list[float | None]] = {
         name: [float(np.mean(scores)) for scores in zip(*(c.forget for c in of), strict=True)]
         for name, of in courses.items()
     }
@@ -216,7 +216,7 @@ def relearn_head(
         num_forget: forget-train images of the run, of which the condition takes a share.
     """
     answers = {
-        (role, split): subject.of(role, split)  # type: ignore[arg-type]
+        (role, split): subject.of(role, split)
         for role in ("forget", "retain")
         for split in ("train", "test")
     }

@@ -90,7 +90,7 @@ def relearn_model(
         examples = make_examples(concatenate(parts), observed.pixels)
         loss = batch_loss(net, task, examples, concatenate(parts), rows)
         optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         if step % budget.every == 0:
             steps.append(step)
@@ -183,10 +183,12 @@ def _trainable(model: Any, trains: str, adapter: AdapterConfig, *, seed: int) ->
     """Freeze what does not train; the model stays in evaluation mode, as in a run."""
     if trains == "new LoRA":
         blocks, heads = find_ffn_blocks(model), find_heads(model)
-        return attach(model, blocks, adapter, head_names=heads, seed=seed, head_train="all").eval()
-    model.requires_grad_(True)
-    trained: nn.Module = model.eval()
-    return trained
+        net: nn.Module = attach(
+            model, blocks, adapter, head_names=heads, seed=seed, head_train="all"
+        )
+    else:
+        net = model.requires_grad_(True)
+    return net.eval()
 
 
 def batch_loss(
@@ -223,7 +225,7 @@ def _scores(
     """Return the scores of forget and retain."""
     found = []
     for role in ("forget", "retain"):
-        places = [place for place, row in enumerate(rows) if row in again.class_ids[role]]  # type: ignore[index]
+        places = [place for place, row in enumerate(rows) if row in again.class_ids[role]]
         scored = task.score(
             net,
             tests[role],

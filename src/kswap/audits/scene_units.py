@@ -69,7 +69,7 @@ class _SceneUnits:
                     continue
                 if given.ndim == 4:  # of a convolution
                     tokens = given.float().movedim(1, -1)
-                    layers[BEFORE_HEAD] = tokens.flatten(1, 2), tuple(tokens.shape[1:3])
+                    layers[BEFORE_HEAD] = tokens.flatten(1, 2), (tokens.shape[1], tokens.shape[2])
                 elif places is not None and given.shape[:2] == logits.shape[:2]:
                     layers[BEFORE_HEAD] = given.float(), None  # the last head is the final one
         mapped = observed.in_rows(
@@ -265,7 +265,8 @@ class RegionUnits(_SceneUnits):
 
 def _over_region(shares: Float[Tensor, "classes h w"], masks: Tensor) -> Tensor:
     """Return (units, classes): mean probabilities over each region."""
-    weights = functional.adaptive_avg_pool2d(masks[:, None], tuple(shares.shape[-2:])).flatten(1)
+    size = shares.shape[-2], shares.shape[-1]
+    weights = functional.adaptive_avg_pool2d(masks[:, None], size).flatten(1)
     weights = weights / weights.sum(1, keepdim=True).clamp_min(1e-12)
     return weights @ shares.flatten(1).T
 

@@ -139,7 +139,7 @@ def _by_class(case: Case) -> Table:
 def _summary(case: Case) -> tuple[Table, dict[str, float | str]]:
     """Return H, H3 and what only a reference gives, each with the raw scores beside it."""
     before, after = (_score(s, "forget", "test") for s in (case.base, case.swapped))
-    retain, learn = (_score(case.swapped, role, "test") for role in ("retain", "learn"))  # type: ignore[arg-type]
+    retain, learn = (_score(case.swapped, role, "test") for role in ("retain", "learn"))
     values: dict[str, float | str] = {}
     drop = None if before is None or after is None else before - after
     values["drop of forget"] = not_available("no forget test images") if drop is None else drop

@@ -107,9 +107,9 @@ def _apart(swapped: Interval, reference: Interval | None) -> bool:
     """Whether members are told, on either side, and otherwise than in the reference."""
     if reference is None:
         return False
-    halves = [_WIDER * (area.high - area.low) / 2 for area in (swapped, reference)]
-    telling = abs(swapped.mean - 0.5) > halves[0]
-    return telling and abs(swapped.mean - reference.mean) > float(np.hypot(*halves))
+    own, other = (_WIDER * (area.high - area.low) / 2 for area in (swapped, reference))
+    telling = abs(swapped.mean - 0.5) > own
+    return telling and abs(swapped.mean - reference.mean) > float(np.hypot(own, other))
 
 
 def _backbone(case: Case) -> Subject:
@@ -131,7 +131,7 @@ def attacks(
     subject: Subject, shadows: Shadows
 ) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64], Interval]]:
     """Return for each attack the scores of forget-train and forget-test, and its own quality."""
-    parts = [_confidence(subject.of("forget", split)) for split in ("train", "test")]  # type: ignore[arg-type]
+    parts = [_confidence(subject.of("forget", split)) for split in ("train", "test")]
     own, count = np.concatenate(parts), len(parts[0])
     found = {}
     for name, confidences, score in (
