@@ -229,8 +229,8 @@ def residual(probed: dict[str, Probed], *, paired: bool) -> Cell | Interval:
         return not_available("no reference")
     swapped, base, reference = (probed[name].forget for name in ("swapped", "base", "reference"))
     gap = difference(base, reference)
-    if abs(gap.mean) < _LEAST_GAP or gap.low <= 0 <= gap.high:
-        return not_available("base and reference do not differ")
+    if gap.mean < _LEAST_GAP or gap.low <= 0:
+        return not_available("the base does not tell them apart better than the reference")
     value = float((swapped.mean() - reference.mean()) / gap.mean)
     if not paired:
         return value

@@ -71,16 +71,14 @@ class Course:
 Relearn = Callable[[Condition, SubjectName, int], Course]
 """Trains a model (the draw is the last argument) and returns how it went."""
 
-QUICK_HEAD = tuple(
-    Condition(data, "head")
-    for data in (RETAIN_ONLY, "1 % of forget", "5 % of forget", "10 % of forget")
-)
+_SHARES = ("1 % of forget", "5 % of forget", "10 % of forget")
+QUICK_HEAD = tuple(Condition(data, "head") for data in (RETAIN_ONLY, *_SHARES))
 STANDARD = (*QUICK_HEAD, Condition("10 % of forget", "new LoRA"))
 STRICT = (
     *STANDARD,
     *(
         Condition(data, "new LoRA")
-        for data in (RETAIN_ONLY, "1 % of forget", "5 % of forget", "the classes to learn", "noise")
+        for data in (RETAIN_ONLY, *_SHARES[:2], "the classes to learn", "noise")
     ),
     Condition("10 % of forget", "all"),
 )

@@ -18,7 +18,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from kswap.audits.findings import Cell, Finding, Interval, Table, missing
 from kswap.audits.probe import REGULARISATIONS, fit, lacking, training_units
-from kswap.audits.statistics import difference, t_interval
+from kswap.audits.statistics import difference, share_interval, t_interval
 from kswap.audits.subjects import NO_FORGET, Case, Subject
 from kswap.models.rows import class_mean_rows
 
@@ -94,6 +94,8 @@ def audit(case: Case) -> Finding:
 
 
 def _score(hits: Hits, part: int) -> Cell | Interval:
+    if len(hits[part]) == 1:  # nothing is drawn: the spread is that of the test units
+        return share_interval(hits[part][0])
     return t_interval([float(draw.mean()) for draw in hits[part]])
 
 

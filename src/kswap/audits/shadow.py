@@ -74,6 +74,8 @@ def audit(case: Case, *, pairs: int = PAIRS) -> Finding:
     shadows = shadows_of(_backbone(case), pairs, seed=case.seed)
     for name, subject in case.subjects.items():
         if lacking(subject) or (name == "reference" and case.reference_level == "R3"):
+            why = lacking(subject) or "no reference"
+            table.rows.append([case.column(name), not_available(why), None, None, None, None])
             continue
         for attack, (members, others, control) in attacks(subject, shadows).items():
             areas[name, attack] = auc(members, others)
