@@ -23,7 +23,7 @@ _SCENES = _ASSETS / "segmentation" / "scenes.zip"
 """Segmentation and detection show the same scenes."""
 
 _MODELS = ("base", "reference")
-"""Folders of packed models in the assets of a task; the scenes' have no reference yet."""
+"""Folders of packed models in the assets of a task; a task may have no reference."""
 
 
 def demo_config(task: str, output: Path, overrides: Sequence[str] = ()) -> SwapConfig:
@@ -54,7 +54,7 @@ def demo_values(task: str, output: Path, preset: str) -> dict[str, Any]:
 
 
 def write_demo(task: str, output: Path) -> None:
-    """Write the base model as OUTPUT-base and scenes as OUTPUT-scenes, unless they are there.
+    """Write the base as OUTPUT-base, scenes and a reference likewise, unless they are there.
 
     Raises:
         UserError: the folder cannot be written.
