@@ -96,14 +96,14 @@ def test_epsilon_by_hand():
 @pytest.mark.parametrize(
     ("variant", "expected"),
     [
-        ("bf16", [[1.0, -0.5, 0.25], [0.0, 0.0, 0.0]]),
-        ("int8", [[1.0, -64 / 127, 32 / 127], [0.0, 0.0, 0.0]]),
+        ("bf16", [[1.0, -0.6015625, 0.25], [0.0, 0.0, 0.0]]),
+        ("int8", [[1.0, -76 / 127, 32 / 127], [0.0, 0.0, 0.0]]),
         ("int4", [[1.0, -4 / 7, 2 / 7], [0.0, 0.0, 0.0]]),
-        ("pruned 50 %", [[1.0, -0.5, 0.25], [0.0, 0.0, 0.0]]),
+        ("pruned 50 %", [[1.0, -0.6, 0.25], [0.0, 0.0, 0.0]]),
     ],
 )
 def test_weights_as_deployment_changes_them(variant, expected):
-    weight = torch.tensor([[1.0, -0.5, 0.25], [0.0, 0.0, 0.0]])
+    weight = torch.tensor([[1.0, -0.6, 0.25], [0.0, 0.0, 0.0]])
     found = changed(weight, variant, torch.Generator().manual_seed(0))
     assert torch.allclose(found, torch.tensor(expected))
 
