@@ -79,6 +79,8 @@ def test_the_demos_base_is_written_once_beside_the_run(tmp_path):
     assert demo_config("classification", tmp_path / "run", ["--seed", "3"]) == config
     assert weights.stat().st_mtime_ns == written
     assert not (tmp_path / "run").exists()
+    reference = json.loads((tmp_path / "run-reference/config.json").read_text())  # for kswap audit
+    assert set(reference["id2label"].values()) == CLASSES - {"cat", "frog"}
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):

@@ -20,12 +20,14 @@ _WHERE = {
     "load": "kswap.models.artefact",
     "evaluate": "kswap.swapping",
     "draw_report": "kswap.report.page",
+    "audit": "kswap.auditing",
 }
 __all__ = [
     "SwapConfig",
     "SwapResult",
     "UserError",
     "__version__",
+    "audit",
     "bench",
     "draw_report",
     "evaluate",
@@ -34,6 +36,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from kswap.auditing import audit
     from kswap.benching.bench import bench
     from kswap.config import SwapConfig
     from kswap.errors import UserError

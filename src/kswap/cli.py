@@ -21,6 +21,7 @@ from kswap.errors import Terminated, UserError, printable
 
 if TYPE_CHECKING:
     from kswap.config import SwapConfig
+    from kswap.swapping import SwapResult
 
 DEMOS = ("classification", "segmentation", "detection")
 
@@ -34,6 +35,7 @@ Every key of the config can be given as --a.b value, for example
 `kswap schema` prints all keys with what they mean, as a JSON Schema."""
 
 
+_AUDIT_LEVELS = ("quick", "standard", "strict")
 _BENCH_LISTS: dict[str, list[str] | list[int]] = {
     "presets": ["default", "paper"],
     "orders": ["LF", "FL"],
@@ -107,8 +109,42 @@ def _dispatch(words: list[str]) -> int:
     demo = command("demo", "run a swap on what ships with the package", overridable=True)
     demo.add_argument("task", nargs="?", choices=DEMOS, default="classification")
     demo.add_argument("--output", type=Path, default=Path("runs/demo"), help="run folder")
+    demo.add_argument(
+        "--audit",
+        choices=("none", *_AUDIT_LEVELS),
+        default="quick",
+        help="how deeply to ask whether it is really forgotten (default quick)",
+    )
     evaluate = command("evaluate", "score the saved model of a run again")
     evaluate.add_argument("run", type=Path, help="folder of a finished run")
+    audit = command(
+        "audit", "is it really forgotten? ask the base, the swapped and a reference model"
+    )
+    audit.add_argument("run", type=Path, help="folder of a finished run")
+    audit.add_argument(
+        "--level",
+        choices=_AUDIT_LEVELS,
+        default="quick",
+        help="quick: answers and features; standard: also rounding and relearning; strict: also "
+        "shadow models (default quick)",
+    )
+    audit.add_argument(
+        "--reference",
+        metavar="PATH",
+        help="model that never saw the forget data (default: RUN-reference, if there is one)",
+    )
+    audit.add_argument(
+        "--reference-level",
+        choices=("R1", "R2"),
+        help="R1: trained from scratch with the base's budget; R2: the same pretrained backbone "
+        "fine-tuned (default)",
+    )
+    audit.add_argument(
+        "--train-reference",
+        action="store_true",
+        help="fine-tune the backbone that --reference names on retain and learn first (R2)",
+    )
+    audit.add_argument("--seed", type=int, default=0, help="of all that is drawn (default 0)")
     report = command("report", "draw report.html, figures/ and README.md of a run again")
     report.add_argument("run", type=Path, help="folder of a finished run; needs no model or data")
     export = command("export", "write the swapped model for deployment")
@@ -149,6 +185,7 @@ def _dispatch(words: list[str]) -> int:
         "run": _run,
         "demo": _demo,
         "evaluate": _evaluate,
+        "audit": _audit,
         "report": _report,
         "export": _export,
         "predict": _predict,
@@ -164,7 +201,11 @@ def _split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
 
     Every override has a value.
     """
-    own = {"run": frozenset[str](), "demo": frozenset({"--output"}), "bench": _BENCH_OPTIONS}
+    own = {
+        "run": frozenset[str](),
+        "demo": frozenset({"--output", "--audit"}),
+        "bench": _BENCH_OPTIONS,
+    }
     if not words or words[0] not in own:
         return words, []
     plain, overrides = [words[0]], list[str]()
@@ -194,10 +235,24 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> None:
 def _demo(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from kswap.demo import demo_config
 
-    _swap(demo_config(arguments.task, arguments.output, overrides))
+    config = demo_config(arguments.task, arguments.output, overrides)
+    answer = _swap(config).results["audit"]
+    if arguments.audit == "none" or not set(config.order) & set("FJ"):
+        return
+    if answer.get("level") != arguments.audit:
+        from kswap.auditing import audit
+
+        answer = audit(config.output, level=arguments.audit, on_note=_note)
+    verdict = answer["verdict"]
+    _print(f"verdict of the audits ({arguments.audit}): {verdict['level']}; {verdict['reason']}")
+    _print(f"all of it is on one page: {config.output / 'report.html'}")
 
 
-def _swap(config: SwapConfig) -> None:
+def _note(note: str) -> None:
+    _say(f"kswap: {printable(note)}")
+
+
+def _swap(config: SwapConfig) -> SwapResult:
     from kswap.plan import plan
 
     plan(config)  # a mistake in the stages shows before anything heavy is imported
@@ -205,7 +260,7 @@ def _swap(config: SwapConfig) -> None:
     from kswap.report.table import show
     from kswap.swapping import swap
 
-    result = swap(config, on_note=lambda note: _say(f"kswap: {printable(note)}"))
+    result = swap(config, on_note=_note)
     if result.resumed and not result.notes:
         _say("kswap: this run was begun before; its results:")
     classes = result.results["classes"]
@@ -233,6 +288,25 @@ def _evaluate(arguments: argparse.Namespace, overrides: list[str]) -> None:
     show({**results, "stages": [{"name": "saved model", **scored}]})
     same = same_scores(scored["scores"], results["stages"][-1]["scores"])
     _print("equal to results.json" if same else "NOT equal to results.json")
+
+
+def _audit(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    _quieten()
+    from kswap.auditing import audit
+    from kswap.report.audit_tables import show_audit
+
+    answer = audit(
+        arguments.run,
+        level=arguments.level,
+        reference=arguments.reference,
+        reference_level=arguments.reference_level,
+        train_reference=arguments.train_reference,
+        seed=arguments.seed,
+        on_note=_note,
+    )
+    show_audit(answer)
+    seconds = answer["seconds"]["total"]
+    _print(f"{seconds:.0f} s; all numbers are in {arguments.run / 'results.json'} under audit")
 
 
 def _report(arguments: argparse.Namespace, overrides: list[str]) -> None:

@@ -22,11 +22,15 @@ _ASSETS = Path(__file__).parent / "assets"
 _SCENES = _ASSETS / "segmentation" / "scenes.zip"
 """Segmentation and detection show the same scenes."""
 
+_MODELS = ("base", "reference")
+"""Folders of packed models in the assets of a task; a task may have no reference."""
+
 
 def demo_config(task: str, output: Path, overrides: Sequence[str] = ()) -> SwapConfig:
     """Return the config of a demo; its base model is written beside the run, as OUTPUT-base.
 
-    The scenes are written there too, as OUTPUT-scenes.
+    The scenes are written there too, as OUTPUT-scenes; and the reference that never saw the
+    classes to forget, where one ships, as OUTPUT-reference, where `kswap audit` looks for it.
 
     Raises:
         UserError: an override is wrong or the folder cannot be written.
@@ -50,7 +54,7 @@ def demo_values(task: str, output: Path, preset: str) -> dict[str, Any]:
 
 
 def write_demo(task: str, output: Path) -> None:
-    """Write the base model as OUTPUT-base and scenes as OUTPUT-scenes, unless they are there.
+    """Write the base as OUTPUT-base, scenes and a reference likewise, unless they are there.
 
     Raises:
         UserError: the folder cannot be written.
@@ -59,13 +63,16 @@ def write_demo(task: str, output: Path) -> None:
     from kswap.files import disk_errors
 
     base, scenes = _beside(output)
+    reference = output.with_name(f"{output.name}-reference")
     with disk_errors(f"output {base}"):
         try:
             if task != "classification":
                 write_scenes(scenes)
-            # One that is there is of the same command before, or of its user.
-            if not (base / "model.safetensors").exists():
-                write_model(_ASSETS / task / "base", base)
+            for name, folder in zip(_MODELS, (base, reference), strict=True):
+                packed = _ASSETS / task / name
+                # One that is there is of the same command before, or of its user.
+                if packed.is_dir() and not (folder / "model.safetensors").exists():
+                    write_model(packed, folder)
         except (ValueError, PermissionError, FileExistsError, NotADirectoryError) as error:
             raise UserError(f"output: {error}") from None
 

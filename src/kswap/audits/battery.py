@@ -1,0 +1,84 @@
+"""Which audits a level runs, in the order of the report, each timed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, MutableMapping
+
+from kswap.audits import (
+    anomaly,
+    collateral,
+    membership,
+    precision,
+    probe,
+    quality,
+    relearning,
+    restore,
+    retraining,
+    reversal,
+    scores,
+    shadow,
+)
+from kswap.audits.findings import LEVELS, Finding, Level
+from kswap.audits.relearning import Condition, Course, relearn_head
+from kswap.audits.subjects import Case, SubjectName
+from kswap.audits.verdict import CLASSIFICATION_ONLY
+from kswap.audits.views import Again
+
+
+def run_audits(
+    case: Case,
+    again: Again,
+    *,
+    level: Level,
+    score_name: str,
+    has_adapter: bool,
+    seconds: MutableMapping[str, float],
+) -> dict[str, Finding]:
+    """Return the findings of a level by id; write into `seconds` what each took."""
+    conditions = relearning.STRICT if level == "strict" else relearning.STANDARD
+    budget = retraining.STRICT if level == "strict" else retraining.STANDARD
+
+    def relearn(condition: Condition, name: SubjectName, draw: int) -> Course:
+        if condition.trains == "head":
+            return relearn_head(
+                case.subjects[name],
+                condition,
+                seed=case.seed,
+                draw=draw,
+                num_forget=again.num_forget,
+            )
+        return retraining.relearn_model(again, condition, name, draw, budget=budget)
+
+    todo: list[tuple[str, Level, Callable[[], Finding]]] = [
+        ("A1", "quick", lambda: scores.audit(case, score_name=score_name)),
+        ("A2", "quick", lambda: membership.audit(case)),
+        ("A5", "quick", lambda: probe.audit(case)),
+        ("A6", "quick", lambda: restore.audit(case)),
+        (
+            "A8",
+            "quick",
+            lambda: reversal.audit(
+                case,
+                again.models["base"].model.state_dict(),
+                again.models["swapped"].model.state_dict(),
+                rank=again.adapter.rank,
+                has_adapter=has_adapter,
+            ),
+        ),
+        ("A3", "strict", lambda: shadow.audit(case)),
+        ("A4", "strict", lambda: quality.audit(case, None, None)),
+        ("A7", "standard", lambda: relearning.audit(case, relearn, conditions)),
+        ("A9", "standard", lambda: precision.audit(case, again.variants())),
+        ("A10", "quick", lambda: anomaly.audit(case)),
+        ("A11", "quick", lambda: collateral.audit(case)),
+    ]
+    if case.task != "classification":
+        todo = [(name, *rest) for name, *rest in todo if name not in CLASSIFICATION_ONLY]  # type: ignore[misc]
+    findings: dict[str, Finding] = {}
+    for name, first, run in sorted(todo, key=lambda one: int(one[0][1:])):
+        if LEVELS.index(first) <= LEVELS.index(level):
+            begin = time.perf_counter()
+            findings[name] = run()
+            seconds[name] = time.perf_counter() - begin
+    return findings

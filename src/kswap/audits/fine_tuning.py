@@ -1,0 +1,185 @@
+"""An R2 reference made here: a pretrained backbone fine-tuned on retain and learn alone.
+
+All weights train on the task's own loss; the epoch is chosen on validation images (train images
+held out, where there are none). The backbone's pretraining may have held the classes to forget:
+that is what R2 means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kswap.audits.retraining import batch_loss, drawn, in_model_rows
+from kswap.audits.sampling import subset
+from kswap.config import Role
+from kswap.data import ImageSet, SwapData
+from kswap.data.labels import LabelIndex
+from kswap.data.samples import concatenate, take
+from kswap.data.text import listed
+from kswap.errors import UserError
+from kswap.models.artefact import save_model
+from kswap.models.checks import brief
+from kswap.models.loading import Loaded, quiet
+from kswap.tasks import Pixels, find, make_examples
+
+_ROLES: tuple[Role, ...] = ("retain", "learn")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a reference is fine-tuned."""
+
+    epochs: int = 4
+    batch: int = 32
+    rate: float = 1e-4
+    weight_decay: float = 0.01
+
+
+def train_reference(
+    source: str,
+    to_dir: Path,
+    base: Loaded,
+    data: SwapData,
+    *,
+    pixels: Pixels,
+    device: Any,
+    batch_size: int,
+    seed: int,
+    recipe: Recipe = Recipe(),
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> Path:
+    """Fine-tune a pretrained backbone without the forget data and save it.
+
+    Args:
+        source: hub id or folder of the backbone, of the base's family.
+        to_dir: folder to write; must not exist.
+        base: its class, processor and names are taken.
+        data: of the run; forget images are not touched.
+        pixels: from images to tensors.
+        device: where it trains.
+        batch_size: images in a forward without gradients.
+        seed: of the head and of the order.
+        recipe: epochs, batch, rate.
+        report: called with steps done and steps in all.
+
+    Raises:
+        UserError: it cannot be loaded, is of another family, or knows the classes to forget.
+    """
+    if to_dir.exists():
+        raise UserError(
+            f"--train-reference: {to_dir} exists already and is used as it is; leave "
+            "--train-reference out, or move it away"
+        )
+    wanted = [c for role in _ROLES if role in data.sets for c in data.class_ids.get(role, ())]
+    torch.manual_seed(seed)
+    model = _load(source, base, [data.id2label[c] for c in wanted]).to(device)
+    _refuse_known(source, model.kswap_labels, [data.id2label[c] for c in data.class_ids["forget"]])
+    task = find(base.task)
+    train, validation = _sets(data, wanted)
+    optimiser = torch.optim.AdamW(
+        model.parameters(), lr=recipe.rate, weight_decay=recipe.weight_decay
+    )
+    rng = np.random.default_rng(seed)
+    count = sum(map(len, train))
+    each = max(1, -(-count // recipe.batch))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, each * recipe.epochs)
+    best: tuple[float, dict[str, Tensor]] = (-1.0, {})
+    for epoch in range(recipe.epochs):
+        model.train()
+        for step in range(each):
+            shares = [max(1, round(recipe.batch * len(part) / count)) for part in train]
+            samples = concatenate(
+                [take(p, drawn(len(p), n, rng)) for p, n in zip(train, shares, strict=True)]
+            )
+            loss = batch_loss(
+                model, task, make_examples(samples, pixels), samples, range(len(wanted))
+            )
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            schedule.step()
+            report(epoch * each + step + 1, each * recipe.epochs)
+        model.eval()
+        scores = [
+            task.score(
+                model,
+                part,
+                pixels=pixels,
+                class_ids=range(len(wanted)),
+                num_rows=len(wanted),
+                batch_size=batch_size,
+            ).total
+            for part in validation
+        ]
+        if float(np.mean(scores)) > best[0]:
+            state = {
+                name: value.detach().cpu().clone() for name, value in model.state_dict().items()
+            }
+            best = float(np.mean(scores)), state
+    model.load_state_dict(best[1])
+    return save_model(model.cpu().eval(), to_dir, processor=base.processor)
+
+
+def _load(source: str, base: Loaded, names: Sequence[str]) -> Any:
+    """Return the backbone under a new head; the labels that it came with are kept aside."""
+    kind: Any = type(base.model)
+    labels = dict(enumerate(names))
+    try:
+        with quiet():
+            before = kind.config_class.from_pretrained(source, trust_remote_code=False)
+            if before.model_type != base.model.config.model_type:
+                raise UserError(
+                    f"--train-reference: {source} is a {before.model_type}, the base a "
+                    f"{base.model.config.model_type}; name a backbone of the base's family"
+                )
+            model = kind.from_pretrained(
+                source,
+                id2label=labels,
+                label2id={name: row for row, name in labels.items()},
+                ignore_mismatched_sizes=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                dtype=torch.float32,
+            )
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"--train-reference: {source} cannot be loaded ({brief(error)}); name a pretrained "
+            "backbone with safetensors weights"
+        ) from None
+    has_head = any("Classification" in a or "For" in a for a in before.architectures or ())
+    model.kswap_labels = dict(before.id2label) if has_head else {}
+    return model
+
+
+def _refuse_known(source: str, labels: Mapping[int, str], forgotten: Sequence[str]) -> None:
+    index = LabelIndex(labels)
+    if known := [name for name in forgotten if index.find(name)]:
+        raise UserError(
+            f"--train-reference: {source} knows {listed(known)}, which the run forgets; a "
+            "reference never saw them, name a backbone pretrained without"
+        )
+
+
+def _sets(data: SwapData, wanted: Sequence[int]) -> tuple[list[ImageSet], list[ImageSet]]:
+    """Return train and validation sets with rows of the reference's head."""
+    train, validation = [], []
+    for role in _ROLES:
+        splits = data.sets.get(role, {})
+        if "train" not in splits or not len(splits["train"]):
+            continue
+        own, held = splits["train"], splits.get("validation")
+        if held is None or not len(held):
+            rows = np.arange(len(own))
+            own, held = subset(own, rows[rows % 5 != 4]), subset(own, rows[rows % 5 == 4])
+        train.append(in_model_rows(own, wanted))
+        validation.append(in_model_rows(held, wanted))
+    return train, [part for part in validation if len(part)]

@@ -1,0 +1,158 @@
+"""The reference: a model that never saw the forget data, and whether it can be compared with.
+
+R1 was trained from scratch on retain ∪ learn with the base's budget; R2 is the same pretrained
+backbone fine-tuned on retain ∪ learn (its pretraining may hold the classes). Both are named by
+their user or lie beside the run as RUN-reference; classes are matched by name. R3: none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kswap.audits.findings import Interval
+from kswap.audits.statistics import paired_difference
+from kswap.audits.subjects import ReferenceLevel, Subject
+from kswap.config import Role
+from kswap.data.labels import LabelIndex
+from kswap.data.text import listed, one_line
+from kswap.errors import UserError
+from kswap.models.loading import Loaded, load_base
+
+_MOST_APART = 0.01
+"""A valid reference's retain score is within so much of the base's."""
+NOTES: Mapping[ReferenceLevel, str] = {
+    "R1": "trained from scratch on retain and learn, as its user says",
+    "R2": "a pretrained backbone fine-tuned without the forget data; its pretraining may hold the "
+    "classes",
+    "R3": "none; the control is the base, asked of the classes to learn, which it never saw",
+}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A loaded reference."""
+
+    loaded: Loaded
+    rows: tuple[int, ...]
+    """Row of the run for each of its rows; −1: a class that the run does not know."""
+    level: ReferenceLevel
+
+
+def beside(run_dir: Path) -> Path | None:
+    """Return RUN-reference, where it is a model's folder: the demos write one."""
+    path = run_dir.with_name(f"{run_dir.name}-reference")
+    return path if (path / "config.json").is_file() else None
+
+
+def load_reference(
+    source: str,
+    level: ReferenceLevel,
+    *,
+    task: str,
+    names: Mapping[int, str],
+    class_ids: Mapping[Role, Sequence[int]],
+) -> Reference:
+    """Load a reference and match its classes by name.
+
+    Args:
+        source: hub id or folder.
+        level: what its user says it is.
+        task: of the run.
+        names: rows of the run.
+        class_ids: of every role, with images.
+
+    Raises:
+        UserError: it cannot be loaded, does another task, lacks a class, or knows a forgotten one.
+    """
+    try:
+        loaded = load_base(source)
+    except UserError as error:
+        raise UserError(f"--reference: {str(error).removeprefix('model: ')}") from None
+    if loaded.task != task:
+        raise UserError(
+            f"--reference: {source} does {loaded.task}, the run {task}; name a model of the same "
+            "task"
+        )
+    return Reference(loaded, match_rows(source, loaded.id2label, names, class_ids), level)
+
+
+def match_rows(
+    source: str,
+    id2label: Mapping[int, str],
+    names: Mapping[int, str],
+    class_ids: Mapping[Role, Sequence[int]],
+) -> tuple[int, ...]:
+    """Return the row of the run for each row of a reference's head.
+
+    Raises:
+        UserError: it knows a class to forget, lacks a class of retain or learn, or one fits two.
+    """
+    index = LabelIndex(id2label)
+    known = [names[c] for c in class_ids.get("forget", ()) if _find(index, names[c])]
+    if known:
+        raise UserError(
+            f"--reference: {source} has {listed(known)} among its labels, which the run forgets; a "
+            "reference never saw them, name one trained without"
+        )
+    rows = [-1] * len(id2label)
+    lacking = []
+    for role in ("retain", "learn"):
+        for class_id in class_ids.get(role, ()):
+            found = _find(index, names[class_id])
+            if len(found) == 1:
+                rows[found[0]] = class_id
+            else:
+                lacking.append(names[class_id])
+    if lacking:
+        raise UserError(
+            f"--reference: {source} lacks {listed(lacking)} (or has it twice), which the run "
+            f"learned or retained; it knows {listed(id2label.values(), 8)}. Name a model trained "
+            "on the classes of retain and learn"
+        )
+    return tuple(rows)
+
+
+def _find(index: LabelIndex, name: str) -> tuple[int, ...]:
+    """Return the rows that a label of the run, or one of its synonyms, means."""
+    found = index.find(name)
+    if found or "," not in name:
+        return found
+    return tuple(sorted({row for part in name.split(",") for row in index.find(part.strip())}))
+
+
+def describe(reference: Reference | None, base: Subject, subject: Subject | None) -> dict[str, Any]:
+    """Return what results.json says of the reference, and whether it is valid.
+
+    A reference whose retain score is further than 1 point from the base's, beyond what the images
+    read leave open, is not valid: it is another model, not the base without the classes.
+    """
+    if reference is None or subject is None:
+        return {"level": "R3", "model": None, "valid": False, "note": NOTES["R3"]}
+    gap = _gap(base, subject)
+    note = NOTES[reference.level]
+    valid = True
+    if gap is None:
+        note += "; not compared with the base on retain: no test images"
+        valid = False
+    else:
+        valid = gap.low <= _MOST_APART and gap.high >= -_MOST_APART
+        note += (
+            f"; retain score {gap.mean:+.3f} against the base ({gap.low:+.3f} to {gap.high:+.3f}, "
+            f"{gap.n} units), wanted within {_MOST_APART}"
+        )
+    return {
+        "level": reference.level,
+        "model": one_line(reference.loaded.source),
+        "valid": valid,
+        "note": note,
+    }
+
+
+def _gap(base: Subject, subject: Subject) -> Interval | None:
+    one, other = subject.of("retain", "test"), base.of("retain", "test")
+    if one is None or other is None:
+        return None
+    return paired_difference(one.hits(), other.hits())

@@ -1,0 +1,165 @@
+"""What an audit begins with: the models, the images and the reference of a finished run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kswap.audits.findings import Level
+from kswap.audits.fine_tuning import train_reference
+from kswap.audits.references import Reference, beside, load_reference
+from kswap.audits.subjects import ReferenceLevel
+from kswap.config import ROLES, Role, SwapConfig
+from kswap.data import SwapData, build_data
+from kswap.data.text import listed
+from kswap.errors import UserError
+from kswap.models import artefact
+from kswap.models.loading import Loaded, load_base
+from kswap.tasks import Pixels
+from kswap.training.device import make_accelerator
+from kswap.training.progress import progress
+
+Note = Callable[[str], None]
+
+
+@dataclass
+class Work:
+    """What a run left, loaded."""
+
+    config: SwapConfig
+    results: Mapping[str, Any]
+    base: Loaded
+    data: SwapData
+    swapped: Any
+    device: Any
+    level: Level
+    seed: int
+    reference: Reference | None = None
+    reference_data: SwapData | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def class_ids(self) -> dict[Role, tuple[int, ...]]:
+        """Classes of each role that have images."""
+        return {
+            role: tuple(self.data.class_ids.get(role, ()))
+            for role in ROLES
+            if role in self.data.sets
+        }
+
+
+def load_run(run_dir: Path, results: Mapping[str, Any], *, level: Level, seed: int) -> Work:
+    """Load the models and read the images of a run, as `kswap.evaluate` does."""
+    config = SwapConfig.from_yaml(run_dir / "config.yaml")
+    base = load_base(config.model)
+    config = config.for_task(base.task)
+    if not any(getattr(config, role) is not None and getattr(config, role).data for role in ROLES):
+        raise UserError(
+            f"{run_dir}: its data was given in memory, so it cannot be read again; audit a run "
+            "whose config names its data"
+        )
+    data = _read(config, base, base.processor)
+    names = {r: [data.id2label[c] for c in data.class_ids.get(r, ())] for r in ROLES}
+    if names != results["classes"]:
+        raise UserError(
+            f"{run_dir}: the classes of its data are not those of the run (the data has changed, "
+            "or was given in memory); restore it"
+        )
+    swapped, _ = artefact.load(run_dir)
+    labels = {int(i): str(name) for i, name in swapped.config.id2label.items()}
+    if labels != data.id2label:
+        raise UserError(
+            f"{run_dir}: the labels of model/ are not those of the run "
+            f"({listed(labels.values(), 5)}); restore what the run saved"
+        )
+    accelerator = make_accelerator(config.training, run_dir)
+    return Work(config, results, base, data, swapped, accelerator.device, level, seed)
+
+
+def _read(config: SwapConfig, base: Loaded, processor: Any) -> SwapData:
+    with progress("images") as report:
+        return build_data(
+            config,
+            task=base.task,
+            id2label=base.id2label,
+            processor=processor,
+            forgotten=base.forgotten,
+            on_progress=report,
+        )
+
+
+def find_reference(
+    work: Work,
+    run_dir: Path,
+    named: str | Path | None,
+    level: ReferenceLevel | None,
+    *,
+    train: bool,
+    on_note: Note,
+) -> Reference | None:
+    """Return the reference that was named, or lies beside the run; None: there is none."""
+    known = {
+        "task": work.base.task,
+        "names": work.data.id2label,
+        "class_ids": work.class_ids,
+    }
+    if train and named is None:
+        raise UserError(
+            "--train-reference: the base saw the classes to forget, and nothing that is trained on "
+            "from it is a reference (R3); name the pretrained backbone that never saw them with "
+            "--reference"
+        )
+    if train and "forget" not in work.class_ids:
+        raise UserError("--train-reference: the run forgets nothing; leave it out")
+    if train:
+        with progress("reference") as report:
+            named = train_reference(
+                str(named),
+                run_dir.resolve().with_name(f"{run_dir.resolve().name}-reference"),
+                work.base,
+                work.data,
+                pixels=pixels_of(work.data, work.device),
+                device=work.device,
+                batch_size=work.config.training.eval_batch_size,
+                seed=work.seed,
+                report=report,
+            )
+        level = "R2"
+    if named is not None:
+        return load_reference(str(named), level or "R2", **known)  # type: ignore[arg-type]
+    path = beside(run_dir.resolve())
+    if path is None:
+        return None
+    try:
+        return load_reference(str(path), level or "R2", **known)  # type: ignore[arg-type]
+    except UserError as error:
+        on_note(f"the model beside the run is not used as its reference: {error}")
+        return None
+
+
+def fit_reference_data(work: Work) -> None:
+    """Read the images again where the reference's processor makes something else of them."""
+    if work.reference is None:
+        return
+    ours, theirs = (
+        {k: v for k, v in p.to_dict().items() if not k.endswith("_type") and k[0] != "_"}
+        for p in (work.base.processor, work.reference.loaded.processor)
+    )
+    if ours == theirs:
+        return
+    data = _read(work.config, work.base, work.reference.loaded.processor)
+    for role, splits in work.data.sets.items():
+        for split, images in splits.items():
+            if (data.sets[role][split].class_ids != images.class_ids).any():
+                raise UserError(
+                    f"--reference: its image processor reads the {split} images of {role} "
+                    "otherwise than the base's; give it the base's preprocessor_config.json"
+                )
+    work.reference_data = data
+
+
+def pixels_of(data: SwapData, device: Any) -> Pixels:
+    """Return what puts images on a device."""
+    return lambda images: data.pixels(images, device=device)

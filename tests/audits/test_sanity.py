@@ -1,0 +1,180 @@
+"""Every audit says "still known" of the untouched base, "forgotten" of one that never saw it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from audits.subjects import (
+    base,
+    case,
+    changed,
+    confidences,
+    forgotten,
+    never_saw,
+    trained,
+    untouched,
+)
+
+from kswap.audits import (
+    anomaly,
+    collateral,
+    membership,
+    precision,
+    probe,
+    quality,
+    relearning,
+    restore,
+    reversal,
+    scores,
+    shadow,
+)
+from kswap.audits.subjects import control_of
+from kswap.audits.verdict import verdict
+
+
+def relearn_heads(given):
+    def relearn(condition, name, draw):
+        return relearning.relearn_head(
+            given.subjects[name], condition, seed=0, draw=draw, num_forget=80
+        )
+
+    return relearning.audit(given, relearn, relearning.QUICK_HEAD)
+
+
+def round_weights(given):
+    is_base = given.swapped.of("learn", "test").scores.total == 0
+    subjects = {name: trained(name, untouched=is_base) for name in ("swapped", "reference")}
+    return precision.audit(given, lambda name, variant: changed(name, variant, subjects))
+
+
+def tell_models_apart(given):
+    is_base = given.swapped.of("learn", "test").scores.total == 0
+    models = confidences("untouched" if is_base else "never saw", 8)
+    return quality.audit(given, models, confidences("reference", 16))
+
+
+AUDITS = {
+    "A1": lambda given: scores.audit(given, score_name="top1"),
+    "A2": membership.audit,
+    "A3": lambda given: shadow.audit(given, pairs=24),
+    "A4": tell_models_apart,
+    "A5": probe.audit,
+    "A6": restore.audit,
+    "A7": relearn_heads,
+    "A9": round_weights,
+    "A10": anomaly.audit,
+}
+
+
+@pytest.mark.parametrize("name", AUDITS)
+def test_of_the_untouched_base_it_says_still_known(name):
+    found = AUDITS[name](untouched())
+    assert found.status == "fail", found.reason
+
+
+@pytest.mark.parametrize("name", AUDITS)
+def test_of_a_model_that_never_saw_the_classes_it_says_forgotten(name):
+    found = AUDITS[name](forgotten())
+    assert found.status == "pass", found.reason
+
+
+@pytest.mark.parametrize("name", AUDITS)
+def test_without_a_reference_nothing_but_the_scores_decides(name):
+    control = control_of(base())
+    given = replace(forgotten(), reference=control, reference_level="R3")
+    found = AUDITS[name](given)
+    assert found.status == ("pass" if name == "A1" else "info")
+    if name == "A4":
+        return
+    texts = [str(cell) for table in found.to_mapping()["tables"] for cell in table["rows"]]
+    headings = [column for table in found.tables for column in table.columns]
+    assert any("R3" in text for text in (*texts, *headings)), found
+
+
+def test_a_hurt_class_is_named_and_an_unhurt_model_is_not_blamed():
+    assert collateral.audit(untouched()).values["hurt"] == []
+    swapped = base("swapped")
+    answers = swapped.answers["retain"]["test"]
+    logits = answers.logits.copy()
+    logits[answers.class_ids == 1, 2] = 99
+    worse = {**swapped.answers["retain"], "test": replace(answers, logits=logits)}
+    hurt = replace(swapped, answers={**swapped.answers, "retain": worse})
+    found = collateral.audit(case(hurt))
+    assert (found.status, found.values["hurt"]) == ("fail", ["class1"])
+    assert found.values["cka"]["block 1"] == pytest.approx(1.0)
+
+
+def test_removal_is_never_a_pass_and_finds_the_rank():
+    one = {"a": torch.randn(30, 20, generator=torch.Generator().manual_seed(0)), "b": torch.ones(3)}
+    low = one["a"][:, :2] @ one["a"][:2, :]
+    for other, rank in ((one["a"] + 0.1 * low, 2), (one["a"] + one["a"].tanh(), None)):
+        found = reversal.audit(
+            untouched(), one, {"a": other, "b": one["b"]}, rank=4, has_adapter=True
+        )
+        assert found.status == "info"
+        assert found.values["ranks"] == {"a": rank}
+
+
+QUICK = ("A1", "A2", "A5", "A6", "A10")
+
+
+def findings(given):
+    return {name: AUDITS[name](given) for name in QUICK}
+
+
+def test_the_ladder():
+    known = verdict(
+        findings(untouched()), level="quick", task="classification", forgets=True, reference=None
+    )
+    assert (known["level"], known["stopped_by"]) == ("known", "A1")
+    good = findings(forgotten())
+    said = {"task": "classification", "forgets": True, "reference": None}
+    capped = verdict(good, level="quick", **said)
+    assert (capped["level"], capped["stopped_by"]) == ("suppressed", None)
+    assert "A3, A4 not run at level quick (--level strict)" in capped["reason"]
+    scenes = verdict(good, level="quick", **{**said, "task": "detection"})
+    assert scenes["level"] == "representation-consistent"
+    assert "A3 and A4 exist for classification only" in scenes["reason"]
+    passed = dict.fromkeys(("A3", "A4", "A7", "A9"), good["A2"])
+    best = verdict({**good, **passed}, level="strict", **said)
+    assert (best["level"], best["stopped_by"]) == ("durable", None)
+    without = verdict({**good, **passed}, level="strict", **{**said, "reference": "no reference"})
+    assert (without["level"], without["stopped_by"]) == ("suppressed", None)
+    missing = {**good, **passed, "A4": replace(good["A2"], status="not available")}
+    assert verdict(missing, level="strict", **said)["stopped_by"] == "A4"
+    nothing = verdict({}, level="quick", task="detection", forgets=False, reference=None)
+    assert nothing["level"] == "not available"
+
+
+def test_a_repetition_gives_the_same_numbers():
+    once, again = (probe.audit(forgotten()).to_mapping() for _ in range(2))
+    assert once == again
+
+
+def test_a_reference_that_is_another_model_decides_nothing():
+    found = probe.audit(replace(untouched(), valid=False))
+    assert found.status == "info"
+    assert "not valid" in found.reason
+
+
+def test_over_forgetting_is_flagged():
+    """Forget-train images that look less like members than unseen ones are as telling."""
+    given = forgotten()
+    answers = given.swapped.answers["forget"]["train"]
+    shifted = replace(answers, logits=answers.logits * 0.05)
+    swapped = replace(
+        given.swapped,
+        answers={
+            **given.swapped.answers,
+            "forget": {**given.swapped.answers["forget"], "train": shifted},
+        },
+    )
+    found = membership.audit(case(swapped))
+    assert found.status == "fail"
+    assert "over-forgetting" in found.warnings[0]
+
+
+def test_never_saw_is_deterministic():
+    assert never_saw("swapped", seed=2) is never_saw("swapped", seed=2)

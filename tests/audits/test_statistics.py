@@ -1,0 +1,122 @@
+"""Numbers of the audits against the library's and by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+
+from kswap.audits.anomaly import signals
+from kswap.audits.collateral import cka, mcnemar
+from kswap.audits.findings import Interval, Table, plain_value
+from kswap.audits.precision import changed
+from kswap.audits.quality import epsilon_per_example, forgetting_score, largest_epsilon
+from kswap.audits.sampling import spread
+from kswap.audits.statistics import (
+    auc,
+    harmonic_mean,
+    holm,
+    paired_difference,
+    share_interval,
+    softmax,
+    t_interval,
+    tpr_at_fpr,
+)
+from kswap.audits.subjects import Answers
+
+
+def test_areas_are_the_librarys_with_ties():
+    rng = np.random.default_rng(0)
+    one, other = rng.integers(0, 9, 60) + 1.0, rng.integers(0, 9, 40)
+    truth = np.r_[np.ones(60), np.zeros(40)]
+    found = auc(one, other)
+    assert found.mean == pytest.approx(roc_auc_score(truth, np.r_[one, other]))
+    assert found.low < found.mean < found.high
+
+
+def test_an_area_without_overlap_is_certain():
+    found = auc(np.arange(5) + 10, np.arange(5))
+    assert (found.mean, found.low, found.high) == (1, 1, 1)
+
+
+def test_intervals():
+    by_library = stats.t.interval(0.95, 2, loc=2, scale=1 / np.sqrt(3))
+    found = t_interval([1, 2, 3])
+    assert (found.low, found.high) == pytest.approx(by_library)
+    wilson = stats.binomtest(3, 10).proportion_ci(method="wilson")
+    share = share_interval([True] * 3 + [False] * 7)
+    assert (share.low, share.high) == pytest.approx((wilson.low, wilson.high))
+    assert share_interval([True] * 10).low < 1  # ten of ten do not show certainty
+    assert paired_difference([1, 1, 0], [0, 1, 0]).mean == pytest.approx(1 / 3)
+
+
+def test_a_rate_that_the_images_cannot_show_is_none():
+    others = np.arange(100) / 100
+    assert tpr_at_fpr(np.array([2.0, 0.0]), others, 0.01) == 0.5
+    assert tpr_at_fpr(np.array([2.0]), others, 0.001) is None
+
+
+def test_means_and_corrections():
+    assert harmonic_mean(1, 0.5) == pytest.approx(2 / 3)
+    assert harmonic_mean(1, 0.0) == 0
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert mcnemar(np.array([True] * 6), np.array([False] * 6)) == pytest.approx(2 / 64)
+    assert mcnemar(np.array([True]), np.array([True])) == 1
+
+
+def test_rows_that_a_model_lacks_have_no_share():
+    shares = softmax(np.array([[0.0, -np.inf, 0.0]]))
+    assert shares.tolist() == [[0.5, 0.0, 0.5]]
+    logits = np.array([[0.0, 0.0, -np.inf]], np.float32)
+    some = Answers({}, logits, np.zeros(1, int), np.ones(1, bool), np.zeros(1, int))
+    assert signals(some, np.array([[0, 1]]))[0].tolist() == pytest.approx([np.log(2), 0.5, 1.0])
+
+
+def test_cka_does_not_see_rotation_and_scale():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((30, 5)).astype(np.float32)
+    turn, _ = np.linalg.qr(rng.standard_normal((5, 5)))
+    assert cka(x, (3 * x @ turn).astype(np.float32)) == pytest.approx(1, abs=1e-5)
+    assert cka(x, rng.standard_normal((30, 5)).astype(np.float32)) < 0.5
+
+
+def test_epsilon_by_hand():
+    apart = epsilon_per_example(np.full((4, 1), 5.0), np.zeros((4, 1)))
+    assert apart[0] == pytest.approx(np.log((1 - 1e-5) * 4))
+    assert apart[0] == pytest.approx(largest_epsilon(4))
+    same = epsilon_per_example(np.arange(4.0)[:, None], np.arange(4.0)[:, None])
+    assert same[0] < apart[0]
+    between = np.array([[-9.0], [-8.0], [8.0], [9.0]])  # only a double threshold tells these
+    assert epsilon_per_example(between, np.zeros((4, 1)))[0] == pytest.approx(apart[0])
+    assert forgetting_score(np.array([0.0, 0.6])) == pytest.approx((1 + 0.5) / 2)
+
+
+@pytest.mark.parametrize(
+    ("variant", "expected"),
+    [
+        ("bf16", [[1.0, -0.6015625, 0.25], [0.0, 0.0, 0.0]]),
+        ("int8", [[1.0, -76 / 127, 32 / 127], [0.0, 0.0, 0.0]]),
+        ("int4", [[1.0, -4 / 7, 2 / 7], [0.0, 0.0, 0.0]]),
+        ("pruned 50 %", [[1.0, -0.6, 0.25], [0.0, 0.0, 0.0]]),
+    ],
+)
+def test_weights_as_deployment_changes_them(variant, expected):
+    weight = torch.tensor([[1.0, -0.6, 0.25], [0.0, 0.0, 0.0]])
+    found = changed(weight, variant, torch.Generator().manual_seed(0))
+    assert torch.allclose(found, torch.tensor(expected))
+
+
+def test_sampling_takes_every_class():
+    ids = np.repeat([0, 1, 2], [100, 5, 50])
+    rows = spread(ids, 30, max_classes=None, seed=0)
+    assert np.bincount(ids[rows]).tolist() == [10, 5, 10]
+    assert rows.tolist() == spread(ids, 30, max_classes=None, seed=0).tolist()
+    assert set(ids[spread(ids, 30, max_classes=2, seed=0)]) == {0, 2}
+
+
+def test_findings_are_plain_values():
+    table = Table("t", ("a", "b"), [[Interval(0.5, 0.1, 0.9, 3), np.float32(0.25)]])
+    assert table.to_mapping()["rows"] == [[{"mean": 0.5, "low": 0.1, "high": 0.9, "n": 3}, 0.25]]
+    assert plain_value({"x": np.array([1.0, np.inf])}) == {"x": [1.0, None]}

@@ -1,0 +1,115 @@
+"""Units of every family: features of every block, and logits in the rows of the run."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from criteria_models import DETECTORS, MASKS, PER_PIXEL, SIDE
+from models.families import FAMILIES, tiny_inputs
+
+from kswap.audits.features import BEFORE_HEAD, ImageUnits, Observed
+from kswap.audits.layers import box_masks, pooled, scales_of
+from kswap.audits.scene_units import ObjectUnits, RegionUnits
+from kswap.data.sets import OPEN, ImageSet
+from kswap.tasks import Examples
+
+ORDER = (4, 2, 0, 1, 3)
+"""The run's row of each row of the model's head."""
+PLAIN = [name for name in FAMILIES if set(tiny_inputs(FAMILIES[name]())) == {"pixel_values"}]
+
+
+def examples(pixels: torch.Tensor) -> Examples:
+    """Two objects in every image but the last, which has none of the role."""
+    count, height, width = len(pixels), *pixels.shape[-2:]
+    masks = torch.full((count, height, width), OPEN)
+    masks[:-1, : height // 2, : width // 2] = 0
+    masks[:-1, height // 2 :, width // 2 :] = 3
+    masks[-1] = 2
+    boxes = torch.tensor([[0.0, 0.0, 0.5, 0.5], [0.5, 0.5, 1.0, 1.0]])
+    return Examples(
+        pixels=pixels,
+        class_ids=torch.zeros(count, dtype=torch.long),
+        roles=torch.zeros(count, dtype=torch.long),
+        complete=torch.ones(count, dtype=torch.bool),
+        masks=masks,
+        boxes=(boxes,) * (count - 1) + (boxes[:1],),
+        box_ids=(torch.tensor([0, 3]),) * (count - 1) + (torch.tensor([2]),),
+        crowd=(torch.zeros(2, dtype=torch.bool),) * (count - 1) + (torch.zeros(1).bool(),),
+    )
+
+
+def no_images() -> ImageSet:
+    return ImageSet(np.zeros((0, 1, 1, 3), np.uint8), np.zeros(0, np.int64), covered=(0, 2, 3))
+
+
+@pytest.mark.parametrize("family", PLAIN)
+def test_images_of_every_family(family):
+    model = FAMILIES[family]()
+    observed = Observed.of(model, ORDER, 6, lambda images: images)
+    with torch.inference_mode():
+        pixels = tiny_inputs(model)["pixel_values"]
+        batch = ImageUnits(observed, (0,), no_images()).add(examples(pixels))
+        plain = model(pixel_values=pixels).logits
+    assert torch.allclose(batch.logits[:, list(ORDER)], plain, atol=1e-5)
+    assert (batch.logits[:, 5:] == -torch.inf).all()
+    blocks = {name.split(",")[0] for name in batch.layers} - {BEFORE_HEAD}
+    assert len(blocks) == len(observed.taps)
+    assert list(batch.layers)[-1] == BEFORE_HEAD
+    assert all(x.shape[0] == len(pixels) and x.ndim == 2 for x in batch.layers.values())
+    assert all(torch.isfinite(x).all() for x in batch.layers.values())
+
+
+# MaskFormer with auxiliary losses cannot be traced without hidden states, so it cannot be swapped.
+SCENES = [name for name in (*DETECTORS, *MASKS, *PER_PIXEL) if name != "maskformer-auxiliary"]
+
+
+@pytest.mark.parametrize("family", SCENES)
+def test_objects_and_regions_of_every_family(family):
+    detector = family in DETECTORS
+    model = {**DETECTORS, **MASKS, **PER_PIXEL}[family]()
+    model = model[0] if isinstance(model, tuple) else model
+    observed = Observed.of(model, ORDER, 6, lambda images: images)
+    kind = ObjectUnits if detector else RegionUnits
+    pixels = torch.randn(3, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        batch = kind(observed, (0, 3), no_images()).add(examples(pixels))
+    assert batch.class_ids.tolist() == [0, 3, 0, 3]
+    assert batch.images.tolist() == [0, 0, 1, 1]
+    assert BEFORE_HEAD in batch.layers
+    assert all(len(x) == 4 and torch.isfinite(x).all() for x in batch.layers.values())
+    assert len(batch.layers) > len(observed.taps) // 2
+    assert batch.logits.shape == (4, 7)
+    assert (batch.logits[:, 5] == -torch.inf).all()
+    assert torch.isfinite(batch.logits[:, :5]).all()
+    if family in PER_PIXEL:
+        assert all((rows[0] - rows[1]).abs().max() > 0 for rows in batch.layers.values())
+
+
+def test_two_units_of_an_image_are_pooled_apart():
+    tokens = torch.tensor([[9.0], [1.0], [2.0], [3.0], [4.0]])
+    masks = torch.zeros(2, 8, 8)
+    masks[0, :4, :4] = 1
+    masks[1, 4:, :] = 1
+    rows = pooled(tokens, masks, extra=1, grids=[(2, 2)])
+    assert rows.flatten().tolist() == [1.0, 3.5]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "size", "expected"),
+    [
+        (25, (70, 70), (0, ((5, 5),))),
+        (26, (70, 70), (1, ((5, 5),))),
+        (30, (70, 70), (5, ((5, 5),))),
+        (64 + 16 + 4, (64, 64), (0, ((8, 8), (4, 4), (2, 2)))),
+        (12, (64, 48), (0, ((4, 3),))),
+        (19, (64, 64), (3, ((4, 4),))),
+        (1000003, (64, 64), None),
+    ],
+)
+def test_the_grid_of_a_sequence_is_read_from_its_length(tokens, size, expected):
+    assert scales_of(tokens, size) == expected
+
+
+def test_a_box_smaller_than_a_pixel_is_one_pixel():
+    assert box_masks(torch.tensor([[0.51, 0.51, 0.511, 0.511]]), (4, 4)).sum() == 1
