@@ -245,7 +245,6 @@ def _demo(arguments: argparse.Namespace, overrides: list[str]) -> None:
         answer = audit(config.output, level=arguments.audit, on_note=_note)
     verdict = answer["verdict"]
     _print(f"verdict of the audits ({arguments.audit}): {verdict['level']}; {verdict['reason']}")
-    _print(f"all of it is on one page: {config.output / 'report.html'}")
 
 
 def _note(note: str) -> None:
@@ -274,6 +273,7 @@ def _swap(config: SwapConfig) -> SwapResult:
     )
     _print(f"the model card in {run_dir / 'README.md'}; try: kswap predict {run_dir} IMAGE")
     _print(f"what happened, with pictures: {run_dir / 'report.html'} and {run_dir / 'figures'}")
+    return result
 
 
 def _evaluate(arguments: argparse.Namespace, overrides: list[str]) -> None:
