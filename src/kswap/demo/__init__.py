@@ -93,13 +93,15 @@ def _classification() -> dict[str, Any]:
 
 # Photographs of new classes show how the base tells its own ones apart where it did not train.
 _KNOWN = {"roles": ["learn"], "objective": "restricted_distillation", "weight": 1.0}
+# The base has learnt the retained images by heart: their features say more than their answers.
+_FEATURES = {"roles": ["retain"], "objective": "feature_distillation", "weight": 1.0}
 _OWN: dict[str, dict[str, Any]] = {
     "classification": {
         "data": {"augment": "flip"},  # photographs may be mirrored
         "head": {"margin": 0.5},  # chosen on images of CIFAR-10 that are in neither split
         "stages": {  # as long as 90 s allow
-            "learn": {"epochs": 2.5, "terms": {"known": _KNOWN}},
-            "forget": {"epochs": 1.4, "terms": {"known": _KNOWN}},
+            "learn": {"epochs": 2.5, "terms": {"known": _KNOWN, "own": _FEATURES}},
+            "forget": {"epochs": 1.4, "terms": {"known": _KNOWN, "own": _FEATURES}},
         },
     },
     "segmentation": {"training": {"checkpoint_steps": 100}},
