@@ -24,8 +24,8 @@ ARCHITECTURES = {
 NOTES = {
     "segmentation": """Row 0 of the head is `background`, a class like the others, so that every
 pixel has an answer; a mask's 0 is this class where labels are complete. mIoU is over all
-classes, background too (as Pascal VOC counts it; without it in `metrics.json`), all pixels of the set
-counted together, by transformers' own post-processing.""",
+classes, background too (as Pascal VOC counts it; without it in `metrics.json`), all pixels of the
+set counted together, by transformers' own post-processing.""",
     "detection": """AP50 is COCO's 101-point interpolated average precision at IoU 0.5, averaged
 over the model's classes; the pictures lie in `../segmentation/scenes.zip`.""",
 }
@@ -83,8 +83,8 @@ objects of the forget classes lie too and count as background).
 {rows}
 
 The reference is the weaker model on what both know, so that `kswap audit` does not let it decide
-anything (docs/audits.md). The first training of the shipped bases showed plainer backgrounds than the
-scripts do now.
+anything (docs/audits.md). The first training of the shipped bases showed plainer backgrounds than
+the scripts do now.
 
 Trained by (seconds on a shared core; {seconds}):
 
