@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kswap._version import __version__
 from kswap.arrays import StageArrays, write_examples, write_stage
-from kswap.config import ROLES, Role, Split, SwapConfig
+from kswap.config import SwapConfig
 from kswap.data import ImageSet, SwapData
 from kswap.errors import Terminated, UserError
 from kswap.evaluation import score_sets, summary
@@ -35,6 +35,7 @@ from kswap.report.card import write_card
 from kswap.report.figures import draw_figures
 from kswap.report.page import write_report
 from kswap.run_folder import RunFolder, write_results
+from kswap.settings import ROLES, Role, Split
 from kswap.signals import Interrupts
 from kswap.tasks import Examples, Scores, Task, Teacher, View, roles_of_rows
 from kswap.training.analysis import Analysis, write_figures
