@@ -24,9 +24,9 @@ from tables import write_section
 from kswap.benching import table
 from kswap.benching.arms import Arm, make_arms
 from kswap.benching.execution import Job, make_jobs, run_jobs
-from kswap.config import merge
 from kswap.demo import demo_values, write_demo
 from kswap.run_folder import read_results
+from kswap.yaml_text import merge
 
 CACHE = Path(os.environ.get("KSWAP_BENCH", Path.home() / ".cache/kswap-data/bench"))
 SEEDED = {

@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 import kswap
-from kswap import config, presets
+from kswap import config, presets, settings
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -35,7 +35,7 @@ def type_name(annotation: Any) -> str:
         if typing.get_origin(annotation)
         else getattr(annotation, "__name__", str(annotation))
     )
-    for noise in ("typing.", "kswap.config.", "pathlib.", "<class '", "'>"):
+    for noise in ("typing.", "kswap.config.", "kswap.settings.", "pathlib.", "<class '", "'>"):
         text = text.replace(noise, "")
     return text.replace("NoneType", "None").replace("|", "\\|")
 
@@ -68,15 +68,14 @@ def issubclass_of_model(annotation: Any) -> bool:
 
 def config_page() -> str:
     """Return docs/config.md."""
-    models = [
+    models = [config.SwapConfig]
+    models += [
         m
-        for m in vars(config).values()
-        if issubclass_of_model(m) and not m.__name__.startswith("_")
+        for m in vars(settings).values()
+        if issubclass_of_model(m) and m.__module__ == "kswap.settings" and m.model_fields
     ]
-    models = [m for m in models if m.__module__ == "kswap.config"]
-    models.sort(key=lambda m: m is not config.SwapConfig)
     parts = [
-        "# Config\n\nMade by `make docs` from `src/kswap/config.py`. "
+        "# Config\n\nMade by `make docs` from `src/kswap/config.py` and `settings.py`. "
         "Every key can be given in the YAML file or as `--a.b value`."
         " `kswap schema` prints the same as a JSON Schema for editors.\n"
     ]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from criteria_models import SIDE
 
-from kswap.config import ROLES, TermConfig
 from kswap.data.sets import OPEN
+from kswap.settings import ROLES, TermConfig
 from kswap.tasks import Examples, View
 
 LEARN, FORGET, RETAIN = range(3)

@@ -14,8 +14,10 @@ from torch import nn
 
 import kswap
 from kswap.cli import _split_overrides
-from kswap.config import SwapConfig, TermConfig, parse_overrides
+from kswap.config import SwapConfig
+from kswap.settings import TermConfig
 from kswap.training.analysis import Analysis
+from kswap.yaml_text import parse_overrides
 
 
 def run(values: dict, name: str, **training) -> Path:

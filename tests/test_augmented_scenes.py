@@ -10,8 +10,8 @@ from criteria_models import DETECTORS, MASKS, PER_PIXEL, SIDE
 from tiny_runs import tiny_run
 
 import kswap
-from kswap.config import AdapterConfig
 from kswap.models import adapter, head, structure
+from kswap.settings import AdapterConfig
 from kswap.tasks import Examples, find
 
 MODELS = {

@@ -7,9 +7,10 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from kswap.config import SwapConfig, json_schema, merge, parse_overrides, read_yaml
+from kswap.config import SwapConfig, json_schema
 from kswap.errors import UserError
 from kswap.presets import PRESETS
+from kswap.yaml_text import merge, parse_overrides, read_yaml
 
 MINIMAL = {
     "model": "m",

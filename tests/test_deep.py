@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.nn import functional
 
-from kswap.config import ROLES, TermConfig
 from kswap.objectives import NEEDS_BANK, OBJECTIVES, Units
 from kswap.objectives.bank import build_bank, white
 from kswap.objectives.deep import (
@@ -20,6 +19,7 @@ from kswap.objectives.deep import (
 )
 from kswap.objectives.forgetting import masked_distillation
 from kswap.objectives.places import block_number, is_at
+from kswap.settings import ROLES, TermConfig
 
 SIZE, BASE = 6, 4
 

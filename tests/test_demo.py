@@ -71,6 +71,20 @@ def test_the_base_answers_85_percent_as_unpacked():
     assert metrics["test_as_unpacked"]["num"] == 700
 
 
+@pytest.mark.parametrize(
+    ("task", "score", "least"), [("segmentation", "miou", 0.70), ("detection", "ap50", 0.60)]
+)
+def test_the_scene_models_know_what_they_should(task, score, least):
+    base = json.loads((ASSETS / task / "base/metrics.json").read_text())
+    assert base["test_as_unpacked"][score] >= least
+    things = {}
+    for name in ("base", "reference"):
+        config = json.loads((ASSETS / task / name / "config.json").read_text())
+        things[name] = set(config["id2label"].values()) - {"background"}
+    assert things["base"] - things["reference"] == {"boat", "dog"}
+    assert things["reference"] - things["base"] == {"airplane", "flower"}
+
+
 def test_the_demos_base_is_written_once_beside_the_run(tmp_path):
     config = demo_config("classification", tmp_path / "run", ["--seed", "3"])
     assert config.seed == 3

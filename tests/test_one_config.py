@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from kswap.config import ROLES, SwapConfig, TaskName
+from kswap.config import SwapConfig
 from kswap.plan import plan
+from kswap.settings import ROLES, TaskName
 
 TEXT = """\
 learn: {data: DATA/new, labels: partial, fraction: 0.5}

@@ -9,8 +9,8 @@ import torch
 from criteria_models import DETECTORS, MASKS, PER_PIXEL
 from scene_examples import FORGET, LEARN, RETAIN, TERMS, examples, view_of
 
-from kswap.config import ROLES, TermConfig
 from kswap.data.sets import IGNORE, OPEN
+from kswap.settings import ROLES, TermConfig
 from kswap.tasks import Examples, View
 from kswap.tasks.criteria import decompose
 from kswap.tasks.detection import Detection, to_centres

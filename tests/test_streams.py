@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from kswap.config import ROLES, SwapConfig
+from kswap.config import SwapConfig
 from kswap.data import ImageSet
 from kswap.errors import UserError
 from kswap.plan import plan
+from kswap.settings import ROLES
 from kswap.training.streams import Streams
 
 

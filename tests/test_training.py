@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 import kswap
-from kswap.config import OptimiserConfig, SwapConfig
+from kswap.config import SwapConfig
+from kswap.settings import OptimiserConfig
 from kswap.training.loop import step_seed
 from kswap.training.optimiser import learning_rate
 

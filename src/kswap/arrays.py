@@ -18,9 +18,9 @@ import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from kswap.config import ROLES, Role
 from kswap.errors import UserError
 from kswap.files import write_bytes
+from kswap.settings import ROLES, Role
 
 NOTHING = -1
 """In answers: no class; in a mask also an open place, which is of no class that is known."""

@@ -23,13 +23,13 @@ from kswap.audits.units import units_of
 from kswap.audits.verdict import verdict
 from kswap.audits.views import Again
 from kswap.audits.work import Note, Work, find_reference, fit_reference_data, load_run, pixels_of
-from kswap.config import Role, Split
 from kswap.data import ImageSet, SwapData
 from kswap.errors import UserError
 from kswap.files import disk_errors
 from kswap.plan import plan
 from kswap.report.page import draw_report
 from kswap.run_folder import open_run, read_results, write_results
+from kswap.settings import Role, Split
 from kswap.training.device import memory_errors
 from kswap.training.progress import progress
 

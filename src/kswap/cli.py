@@ -108,7 +108,12 @@ def _dispatch(words: list[str]) -> int:
     run.add_argument("config", type=Path, help="YAML file, such as swap.yaml")
     demo = command("demo", "run a swap on what ships with the package", overridable=True)
     demo.add_argument("task", nargs="?", choices=DEMOS, default="classification")
-    demo.add_argument("--output", type=Path, default=Path("runs/demo"), help="run folder")
+    demo.add_argument(
+        "--output",
+        type=Path,
+        help="run folder (default runs/demo; of the scene demos runs/demo-segmentation, "
+        "runs/demo-detection)",
+    )
     demo.add_argument(
         "--audit",
         choices=("none", *_AUDIT_LEVELS),
@@ -235,7 +240,9 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> None:
 def _demo(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from kswap.demo import demo_config
 
-    config = demo_config(arguments.task, arguments.output, overrides)
+    suffix = "" if arguments.task == DEMOS[0] else f"-{arguments.task}"
+    output = arguments.output or Path(f"runs/demo{suffix}")
+    config = demo_config(arguments.task, output, overrides)
     answer = _swap(config).results["audit"]
     if arguments.audit == "none" or not set(config.order) & set("FJ"):
         return

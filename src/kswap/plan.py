@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kswap.config import Role, StageConfig, StageKind, SwapConfig
+from kswap.config import SwapConfig
 from kswap.errors import UserError
+from kswap.settings import Role, StageConfig, StageKind
 
 _KINDS: dict[str, tuple[StageKind, tuple[Role, ...]]] = {
     "L": ("learn", ("learn",)),

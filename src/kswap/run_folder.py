@@ -14,9 +14,11 @@ from typing import Any
 import filelock
 import yaml
 
-from kswap.config import ROLES, SwapConfig, read_yaml
+from kswap.config import SwapConfig
 from kswap.errors import UserError
 from kswap.files import write_bytes
+from kswap.settings import ROLES
+from kswap.yaml_text import read_yaml
 
 _OURS = frozenset(
     [

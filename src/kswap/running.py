@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kswap._version import __version__
 from kswap.arrays import StageArrays, write_examples, write_stage
-from kswap.config import ROLES, Role, Split, SwapConfig
+from kswap.config import SwapConfig
 from kswap.data import ImageSet, SwapData
 from kswap.errors import Terminated, UserError
 from kswap.evaluation import score_sets, summary
@@ -35,10 +35,11 @@ from kswap.report.card import write_card
 from kswap.report.figures import draw_figures
 from kswap.report.page import write_report
 from kswap.run_folder import RunFolder, write_results
+from kswap.settings import ROLES, Role, Split
 from kswap.signals import Interrupts
-from kswap.tasks import Examples, Scores, Task, Teacher, View, roles_of_rows
+from kswap.tasks import Scores, Task, Teacher, View, roles_of_rows
 from kswap.training.analysis import Analysis, write_figures
-from kswap.training.augment import make_augment, make_scene_augment
+from kswap.training.augment import make_change
 from kswap.training.checkpoint import (
     Position,
     fingerprint_of,
@@ -186,7 +187,7 @@ class Run:
             task=self.task,
             accelerator=self.accelerator,
             pixels=self._pixels,
-            augment=_augment(self.config.data.augment, (size[0], size[1])),
+            augment=make_change(self.config.data.augment, (size[0], size[1])),
             views={stage.name: self._view(stage) for stage in self.stages},
             teach_now=self.teach_now,
             as_base=model.disable_adapter,
@@ -533,28 +534,3 @@ class Run:
                 "and `kswap report RUN` draws it from what was kept"
             )
         self._spent("figures", begin)
-
-
-def _augment(kind: Any, size: tuple[int, int]) -> Callable[[Examples], Examples] | None:
-    change, change_scenes = make_augment(kind, size), make_scene_augment(kind)
-    if change is None or change_scenes is None:
-        return None
-
-    def augment(given: Examples) -> Examples:
-        if given.masks is None and given.boxes is None:
-            return replace(given, pixels=change(given.pixels))
-        pixels, masks, boxes, kept = change_scenes(
-            given.pixels, given.masks, given.boxes, given.sizes
-        )
-        if boxes is None or kept is None or given.box_ids is None or given.crowd is None:
-            return replace(given, pixels=pixels, masks=masks)
-        return replace(
-            given,
-            pixels=pixels,
-            masks=masks,
-            boxes=tuple(b[k] for b, k in zip(boxes, kept, strict=True)),
-            box_ids=tuple(c[k] for c, k in zip(given.box_ids, kept, strict=True)),
-            crowd=tuple(c[k] for c, k in zip(given.crowd, kept, strict=True)),
-        )
-
-    return augment

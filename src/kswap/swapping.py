@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kswap.config import ROLES, Role, SwapConfig
+from kswap.config import SwapConfig
 from kswap.data import SwapData, build_data
 from kswap.environment import describe_environment
 from kswap.errors import UserError
@@ -30,6 +30,7 @@ from kswap.run_folder import (
     write_config,
 )
 from kswap.running import Run
+from kswap.settings import ROLES, Role
 from kswap.signals import Interrupts
 from kswap.tasks import find
 from kswap.training.device import make_accelerator, memory_errors

@@ -15,9 +15,9 @@ import transformers
 from data.pictures import images_of, noise, same, sizes, write_folder
 from PIL import Image
 
-from kswap.config import ROLES, SPLITS
 from kswap.data import SwapData, decode, read_image, store
 from kswap.errors import DiskFullError, UserError
+from kswap.settings import ROLES, SPLITS
 
 Build = Callable[..., SwapData]
 

@@ -28,10 +28,10 @@ from data.scenes import (
 )
 from PIL import Image
 
-from kswap.config import SPLITS
 from kswap.data import SwapData
 from kswap.data.mask_files import voc_colour
 from kswap.data.sets import IGNORE, OPEN
+from kswap.settings import SPLITS
 
 Build = Callable[..., SwapData]
 SCENES = some_scenes(16)

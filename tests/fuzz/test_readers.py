@@ -24,7 +24,7 @@ from data.scenes import HEIGHT, NAMES, WIDTH, coco, some_scenes, write_images
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kswap.config import SourceConfig, SwapConfig
+from kswap.config import SwapConfig
 from kswap.data.coco import coco_table
 from kswap.data.images import BadImageError, read_image
 from kswap.data.labels import LabelIndex, match_class
@@ -33,6 +33,7 @@ from kswap.data.scenes import SceneTable, make_legend
 from kswap.data.voc import voc_table
 from kswap.data.yolo import yolo_names, yolo_table
 from kswap.errors import UserError
+from kswap.settings import SourceConfig
 
 fuzzed = settings(
     max_examples=int(os.environ.get("FUZZ_CASES", "40")),

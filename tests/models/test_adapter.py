@@ -7,7 +7,6 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from kswap.config import AdapterConfig
 from kswap.models.adapter import (
     AdapterNotMovedError,
     adapter_groups,
@@ -18,6 +17,7 @@ from kswap.models.adapter import (
 )
 from kswap.models.head import extend_head, find_heads, head_linear
 from kswap.models.structure import FfnBlock
+from kswap.settings import AdapterConfig
 
 NEW = {**LABELS, 5: "horse", 6: "ship"}
 CONFIG = AdapterConfig(rank=2, scale=0.5)

@@ -12,7 +12,6 @@ from peft import PeftModel
 from PIL import Image
 from transformers import AutoConfig, AutoModelForImageClassification, pipeline
 
-from kswap.config import AdapterConfig
 from kswap.models.adapter import adapter_tensors, attach
 from kswap.models.artefact import (
     load_trainable_state,
@@ -25,6 +24,7 @@ from kswap.models.artefact import (
 )
 from kswap.models.head import extend_head, find_heads
 from kswap.models.loading import load_base, quiet
+from kswap.settings import AdapterConfig
 
 # PEFT asks transformers for a deprecated property when it wraps a model.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")

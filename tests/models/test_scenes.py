@@ -18,13 +18,13 @@ from models.scene_families import SCENES, picture, scene_model, scene_processor
 from scene_examples import FORGET, LEARN, RETAIN, TERMS, examples, view_of
 from transformers import pipeline
 
-from kswap.config import ROLES, AdapterConfig
 from kswap.models.adapter import adapter_groups, attach, check_moved, snapshot
 from kswap.models.artefact import save_adapter, save_merged, save_model
 from kswap.models.class_tensors import class_tensors
 from kswap.models.head import extend_head, find_heads
 from kswap.models.loading import Loaded, from_objects, load_base, quiet
 from kswap.models.structure import FfnBlock, find_ffn_blocks
+from kswap.settings import ROLES, AdapterConfig
 from kswap.tasks import find
 from kswap.tasks.criteria import decompose, outputs_only
 from kswap.tasks.queries import loss_kind

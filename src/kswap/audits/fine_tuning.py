@@ -18,7 +18,6 @@ from torch import Tensor
 
 from kswap.audits.retraining import batch_loss, drawn, in_model_rows
 from kswap.audits.sampling import subset
-from kswap.config import Role
 from kswap.data import ImageSet, SwapData
 from kswap.data.labels import LabelIndex
 from kswap.data.samples import concatenate, take
@@ -27,6 +26,7 @@ from kswap.errors import UserError
 from kswap.models.artefact import save_model
 from kswap.models.checks import brief
 from kswap.models.loading import Loaded, quiet
+from kswap.settings import Role
 from kswap.tasks import Pixels, find, make_examples
 
 _ROLES: tuple[Role, ...] = ("retain", "learn")

@@ -15,11 +15,11 @@ from typing import Any
 from kswap.audits.findings import Interval
 from kswap.audits.statistics import paired_difference
 from kswap.audits.subjects import ReferenceLevel, Subject
-from kswap.config import Role
 from kswap.data.labels import LabelIndex
 from kswap.data.text import listed, one_line
 from kswap.errors import UserError
 from kswap.models.loading import Loaded, load_base
+from kswap.settings import Role
 
 _MOST_APART = 0.01
 """A valid reference's retain score is within so much of the base's."""

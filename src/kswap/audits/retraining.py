@@ -21,13 +21,13 @@ from kswap.audits.relearning import Condition, Course, draw_rows
 from kswap.audits.sampling import subset
 from kswap.audits.subjects import SubjectName
 from kswap.audits.views import Again
-from kswap.config import ROLES, AdapterConfig, TermConfig
 from kswap.data import ImageSet
 from kswap.data.samples import concatenate, take
 from kswap.data.sets import IGNORE, Boxes
 from kswap.models.adapter import attach
 from kswap.models.head import drop_rows, extend_head, find_heads
 from kswap.models.structure import find_ffn_blocks
+from kswap.settings import ROLES, AdapterConfig, TermConfig
 from kswap.tasks import Examples, Task, View, find, make_examples
 from kswap.training.loop import compute_terms
 

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kswap.audits.findings import Level
-from kswap.config import Role, Split
 from kswap.data import ImageSet, SwapData
+from kswap.settings import Role, Split
 
 _LIMITS: dict[tuple[Role, Split], int] = {
     ("forget", "train"): 120,

@@ -15,7 +15,7 @@ import numpy as np
 from kswap.audits.findings import Cell, Finding, Interval, Table, missing, not_available
 from kswap.audits.statistics import harmonic_mean, share_interval
 from kswap.audits.subjects import NO_FORGET, Answers, Case, Subject
-from kswap.config import Role, Split
+from kswap.settings import Role, Split
 
 TITLE = "Scores"
 QUESTION = "What does it answer?"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from kswap.audits.findings import Status
 from kswap.audits.statistics import softmax
-from kswap.config import ROLES, Role, Split
+from kswap.settings import ROLES, Role, Split
 
 SubjectName = Literal["base", "swapped", "reference"]
 ReferenceLevel = Literal["R1", "R2", "R3"]

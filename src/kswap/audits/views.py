@@ -10,8 +10,8 @@ from kswap.audits.precision import as_variant
 from kswap.audits.sampling import spread, subset
 from kswap.audits.subjects import Subject, SubjectName
 from kswap.audits.units import units_of
-from kswap.config import AdapterConfig, Role, Split
 from kswap.data import ImageSet
+from kswap.settings import AdapterConfig, Role, Split
 
 _FEW: Mapping[tuple[Role, Split], int] = {
     ("forget", "train"): 30,

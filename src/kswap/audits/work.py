@@ -11,12 +11,13 @@ from kswap.audits.findings import Level
 from kswap.audits.fine_tuning import train_reference
 from kswap.audits.references import Reference, beside, load_reference
 from kswap.audits.subjects import ReferenceLevel
-from kswap.config import ROLES, Role, SwapConfig
+from kswap.config import SwapConfig
 from kswap.data import SwapData, build_data
 from kswap.data.text import listed
 from kswap.errors import UserError
 from kswap.models import artefact
 from kswap.models.loading import Loaded, load_base
+from kswap.settings import ROLES, Role
 from kswap.tasks import Pixels
 from kswap.training.device import make_accelerator
 from kswap.training.progress import progress

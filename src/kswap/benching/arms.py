@@ -12,8 +12,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kswap.config import Role, StageKind, SwapConfig, merge
+from kswap.config import SwapConfig
 from kswap.errors import UserError
+from kswap.settings import Role, StageKind
+from kswap.yaml_text import merge
 
 VARIANTS: Mapping[str, tuple[tuple[StageKind, Role], ...]] = {
     "full": (),

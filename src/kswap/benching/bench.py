@@ -10,13 +10,13 @@ from typing import Any
 from kswap.benching import table
 from kswap.benching.arms import make_arms
 from kswap.benching.execution import Job, make_jobs, run_jobs
-from kswap.config import merge, parse_overrides, read_yaml
 from kswap.demo import demo_values, write_demo
 from kswap.errors import UserError
 from kswap.files import disk_errors, write_bytes
 from kswap.models.loading import find_task
 from kswap.plan import plan
 from kswap.run_folder import read_results
+from kswap.yaml_text import merge, parse_overrides, read_yaml
 
 DEMOS = ("classification", "segmentation", "detection")
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from scipy import stats
 
-from kswap.config import ROLES
+from kswap.settings import ROLES
 
 MEASURES = (*ROLES, "h", "h3")
 _HEADS = {"learn": "learn", "forget": "forget", "retain": "retain", "h": "H", "h3": "H3"}

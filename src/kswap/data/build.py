@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kswap.config import ROLES, SPLITS, Role, SourceConfig, Split, SwapConfig, TaskName
+from kswap.config import SwapConfig
 from kswap.data.decode import (
     Decoded,
     Item,
@@ -31,6 +31,7 @@ from kswap.data.splits import Arrangement, Cut, Picture, arrange
 from kswap.data.table import Source
 from kswap.data.text import count, listed, one_line
 from kswap.errors import UserError
+from kswap.settings import ROLES, SPLITS, Role, SourceConfig, Split, TaskName
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict

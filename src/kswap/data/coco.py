@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kswap.config import TaskName
 from kswap.data.boxes import clean_boxes
 from kswap.data.images import MAX_PIXELS
 from kswap.data.scenes import (
@@ -36,6 +35,7 @@ from kswap.data.scenes import (
 from kswap.data.sets import IGNORE, OPEN
 from kswap.data.text import count, listed, one_line
 from kswap.errors import UserError
+from kswap.settings import TaskName
 
 MAX_JSON_BYTES = 4 * 1024**3
 

@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from kswap.config import DataConfig, Role, Split
 from kswap.data.images import BadImageError, decode, known_formats, silence_pillow
 from kswap.data.pixels import Fitter
 from kswap.data.splits import KEY_BITS, Cut, order_key
@@ -28,6 +27,7 @@ from kswap.data.store import FileStore, MemoryStore
 from kswap.data.table import Table
 from kswap.data.text import one_line
 from kswap.errors import UserError
+from kswap.settings import DataConfig, Role, Split
 
 CHUNK = 256
 """Images decoded between two looks at the results."""

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kswap.config import SourceConfig
 from kswap.data.table import ImageLike, Table
 from kswap.data.text import listed
 from kswap.errors import UserError, closest
+from kswap.settings import SourceConfig
 
 __all__ = ["ImageLike", "column_encoded", "dataset_table", "find_column", "image_of"]
 

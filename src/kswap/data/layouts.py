@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from kswap.config import Split, TaskName
 from kswap.data.coco import looks_like_coco
 from kswap.data.images import SUFFIXES
 from kswap.data.table import SPLIT_NAMES
 from kswap.data.text import listed, one_line
 from kswap.errors import UserError
+from kswap.settings import Split, TaskName
 
 Part = tuple[Path, Path, list[str] | None]
 """Images, annotations (folder or file), and the names that are in the split (None: all)."""

@@ -9,13 +9,13 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from kswap.config import SourceConfig
 from kswap.data.images import SUFFIXES, BadImageError
 from kswap.data.mask_files import MaskReader, colour_reader, scan
 from kswap.data.scenes import Annotation, SceneTable, make_legend, scene_table
 from kswap.data.sets import IGNORE, OPEN
 from kswap.data.text import count, listed, one_line
 from kswap.errors import UserError
+from kswap.settings import SourceConfig
 
 _TAGS = re.compile(
     r"[_\-.]?(mask|masks|label|labels|labelids|labeltrainids|gt|gtfine|segmentation|seg|sat|img|"

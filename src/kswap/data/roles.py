@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from kswap.config import ROLES, Role, SourceConfig
 from kswap.data.labels import LabelIndex, plain
 from kswap.data.scenes import is_background
 from kswap.data.table import Source
 from kswap.data.text import count, listed, one_line
 from kswap.errors import UserError, closest, is_printable
+from kswap.settings import ROLES, Role, SourceConfig
 
 
 @dataclass

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kswap.config import SPLITS, Role, SourceConfig, Split, SwapConfig, TaskName
+from kswap.config import SwapConfig
 from kswap.data.decode import Item, Progress, class_array, store_for
 from kswap.data.pixels import Fitter
 from kswap.data.roles import Roles, assign_roles
@@ -25,6 +25,7 @@ from kswap.data.store import FileStore
 from kswap.data.table import Source
 from kswap.data.text import count, listed, one_line
 from kswap.errors import UserError
+from kswap.settings import SPLITS, Role, SourceConfig, Split, TaskName
 
 
 def build_scenes(

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kswap.config import DataConfig, Role
 from kswap.data import decode
 from kswap.data.decode import (
     Item,
@@ -34,6 +33,7 @@ from kswap.data.sets import Boxes
 from kswap.data.splits import Cut
 from kswap.data.store import FileStore, MemoryStore
 from kswap.errors import UserError
+from kswap.settings import DataConfig, Role
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from kswap.config import Role
 from kswap.data.boxes import clip_boxes
 from kswap.data.labels import LabelIndex
 from kswap.data.roles import Roles
@@ -28,6 +27,7 @@ from kswap.data.scenes import (
 )
 from kswap.data.sets import IGNORE, OPEN, Boxes
 from kswap.data.table import Source
+from kswap.settings import Role
 
 STICKING_OUT = 1e-3
 """Share of the image's side that a box may stick out without being counted as clipped."""

@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kswap.config import Role, ScenePaths, SourceConfig, SplitPaths, TaskName
 from kswap.data.coco import coco_table, looks_like_coco
 from kswap.data.layouts import Layout, find_layout, of_pair
 from kswap.data.mask_files import voc_reader
@@ -35,6 +34,7 @@ from kswap.data.text import one_line
 from kswap.data.voc import voc_names, voc_table
 from kswap.data.yolo import yolo_names, yolo_table
 from kswap.errors import UserError
+from kswap.settings import Role, ScenePaths, SourceConfig, SplitPaths, TaskName
 
 
 @dataclass(frozen=True)

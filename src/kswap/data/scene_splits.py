@@ -12,8 +12,8 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from kswap.config import Role, Split
 from kswap.data.splits import Arrangement, Cut, cut_counts, drop_leaks, order_key, used
+from kswap.settings import Role, Split
 
 Class = tuple[Role, int]
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kswap.config import SourceConfig
 from kswap.data.boxes import clean_boxes
 from kswap.data.hf_tables import ImageLike, column_encoded, find_column, image_of
 from kswap.data.images import BadImageError
@@ -25,6 +24,7 @@ from kswap.data.scenes import (
 )
 from kswap.data.text import count, listed, one_line
 from kswap.errors import UserError
+from kswap.settings import SourceConfig
 
 if TYPE_CHECKING:
     from datasets import Dataset

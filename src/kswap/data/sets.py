@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kswap.config import Role, Split
 from kswap.data.pixels import Pixels
+from kswap.settings import Role, Split
 
 OPEN = -1
 """In a mask: none of the classes that the annotations cover; background, or not labelled."""

@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from kswap.config import Role, ScenePaths, SourceConfig, SplitPaths
 from kswap.data.folders import folder_source
 from kswap.data.hf_tables import dataset_table
 from kswap.data.table import SPLIT_NAMES, Source, Table, source_of_splits
 from kswap.data.text import listed, one_line
 from kswap.errors import UserError
+from kswap.settings import Role, ScenePaths, SourceConfig, SplitPaths
 
 READERS = {
     ".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".feather": "arrow",

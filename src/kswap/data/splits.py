@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-from kswap.config import Role, Split
+from kswap.settings import Role, Split
 
 KEY_BITS = 64
 

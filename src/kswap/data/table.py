@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from kswap.config import Split
 from kswap.data.text import listed, one_line
 from kswap.errors import UserError
+from kswap.settings import Split
 
 ImageLike = str | Path | bytes | Image.Image
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from kswap.config import SourceConfig
 from kswap.data.boxes import clean_boxes
 from kswap.data.images import SUFFIXES
 from kswap.data.mask_files import VOC_NAMES
@@ -28,6 +27,7 @@ from kswap.data.scenes import (
 )
 from kswap.data.text import count, listed, one_line
 from kswap.errors import UserError
+from kswap.settings import SourceConfig
 
 _XML = frozenset({".xml"})
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from kswap.config import SourceConfig
 from kswap.data.boxes import clean_boxes
 from kswap.data.images import SUFFIXES
 from kswap.data.mask_folders import files_below, read_names
 from kswap.data.scenes import Annotation, Legend, Objects, SceneTable, make_legend, scene_table
 from kswap.data.text import count, listed, one_line
 from kswap.errors import UserError
+from kswap.settings import SourceConfig
 
 NAME_FILES = ("classes.txt", "obj.names", "names.txt")
 _BYTES = frozenset({".txt"})

@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kswap.config import SwapConfig, parse_overrides
+from kswap.config import SwapConfig
 from kswap.errors import UserError
+from kswap.yaml_text import parse_overrides
 
 _ASSETS = Path(__file__).parent / "assets"
 _SCENES = _ASSETS / "segmentation" / "scenes.zip"

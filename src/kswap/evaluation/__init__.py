@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from kswap.config import ROLES, Role, Split
 from kswap.data import SwapData
+from kswap.settings import ROLES, Role, Split
 from kswap.tasks import Scores, Task
 
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kswap.arrays import Example, Marks
-from kswap.config import ROLES, Role
 from kswap.data import ImageSet, SwapData
+from kswap.settings import ROLES, Role
 
 LEAST, MOST = 4, 8
 """Images of a role; between the two, one for each class."""

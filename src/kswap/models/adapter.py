@@ -26,10 +26,10 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from kswap.config import AdapterConfig
 from kswap.errors import UserError
 from kswap.models.head import head_linear
 from kswap.models.structure import FfnBlock, shown
+from kswap.settings import AdapterConfig
 
 ADAPTER_NAME = "default"
 

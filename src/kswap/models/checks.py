@@ -16,8 +16,8 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES,
 )
 
-from kswap.config import TaskName
 from kswap.errors import UserError
+from kswap.settings import TaskName
 
 _SAFE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")

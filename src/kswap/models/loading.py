@@ -28,7 +28,6 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Pr
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from kswap.config import TaskName
 from kswap.errors import UserError
 from kswap.models.checks import (
     brief,
@@ -39,6 +38,7 @@ from kswap.models.checks import (
     repair_config,
     task_of_class,
 )
+from kswap.settings import TaskName
 
 
 @dataclass(frozen=True)

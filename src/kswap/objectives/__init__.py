@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kswap.config import TermConfig
 from kswap.objectives import baselines, deep, sigmoid
 from kswap.objectives.bank import white
 from kswap.objectives.forgetting import (
@@ -29,6 +28,7 @@ from kswap.objectives.learning import (
 )
 from kswap.objectives.places import is_at
 from kswap.objectives.units import Place, Units, has_role
+from kswap.settings import TermConfig
 
 __all__ = ["NEEDS_BANK", "NEEDS_BASE", "NEEDS_FEATURES", "NEEDS_KEPT", "NEEDS_NOISE", "NEEDS_OWN"]
 __all__ += ["NEEDS_RETAINED", "OBJECTIVES", "Units", "has_role", "serves"]

@@ -10,8 +10,8 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor
 
-from kswap.config import Role
 from kswap.objectives.units import Bank, Place
+from kswap.settings import Role
 
 _SHRINKAGE = 0.1
 """Share of the mean variance that is added to every direction before whitening."""

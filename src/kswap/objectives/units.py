@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kswap.config import ROLES, Role
+from kswap.settings import ROLES, Role
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from typing import Any
 
 import yaml
 
-from kswap.config import ROLES
 from kswap.errors import printable
 from kswap.files import write_bytes
 from kswap.report.table import markdown, percent, rows
+from kswap.settings import ROLES
 
 _LIMITS = """\
 * **An unmerged adapter is reversible by design**: whoever has `adapter/` apart from the base can

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from kswap.arrays import NOTHING, RunArrays
-from kswap.config import ROLES, Role
 from kswap.report.charts import Chart, boundaries, line_chart
 from kswap.report.figures import heading, short
 from kswap.report.panels import Strip, strips
 from kswap.report.pictures import Naming
 from kswap.report.reading import RunRecord
+from kswap.settings import ROLES, Role
 
 VERBS: dict[Role, str] = {"learn": "Learned", "forget": "Forgotten", "retain": "Retained"}
 SCORES = {

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from kswap.arrays import read_arrays
-from kswap.config import ROLES, Role
 from kswap.report.pictures import Naming
 from kswap.report.sheets import save_png, sheet
+from kswap.settings import ROLES, Role
 
 _TITLES: dict[Role, str] = {
     "learn": "Test images of classes to learn",

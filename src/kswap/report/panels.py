@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 
 from kswap.arrays import Example, Marks, RunArrays
-from kswap.config import Role
 from kswap.report.figures import heading
 from kswap.report.pictures import Naming, draw
+from kswap.settings import Role
 
 _SIDES = (256, 200, 160, 112)
 _BUDGET = 3_300_000

@@ -18,9 +18,9 @@ from PIL import Image
 from scipy import ndimage
 
 from kswap.arrays import Marks
-from kswap.config import Role
 from kswap.errors import printable
 from kswap.report.fonts import font_path, shorten
+from kswap.settings import Role
 
 RED, GREEN, NEUTRAL = (200, 16, 32), (0, 122, 51), (84, 96, 120)
 """White text on each has a contrast of 5.7 : 1 and more."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kswap.config import ROLES
+from kswap.settings import ROLES
 
 
 def percent(score: float | None) -> str:

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from kswap.arrays import Confusion, Marks, Unit
-from kswap.config import Role, TermConfig
 from kswap.data import ImageSet
 from kswap.data.samples import Samples, take
 from kswap.models.features import Places
 from kswap.objectives import Units
 from kswap.objectives.units import Bank
+from kswap.settings import Role, TermConfig
 
 Pixels = Callable[[Any], Tensor]
 """From images as they are kept to what the model takes, (images, 3, height, width) on its

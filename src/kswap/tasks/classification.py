@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from kswap.arrays import Confusion, Marks, Unit
-from kswap.config import TermConfig
 from kswap.data import ImageSet
 from kswap.data.samples import Samples
 from kswap.models.head import recorded_head_inputs
 from kswap.objectives import Units, has_role
+from kswap.settings import TermConfig
 from kswap.tasks import Examples, Pixels, Scores, Teacher, View, batches
 
 _KEPT = 3

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kswap.config import TermConfig
 from kswap.objectives import has_role
+from kswap.settings import TermConfig
 from kswap.tasks import View
 
 

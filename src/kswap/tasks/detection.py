@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from kswap.arrays import Unit
-from kswap.config import TermConfig
 from kswap.data import ImageSet
 from kswap.data.samples import Samples
 from kswap.models.head import recorded_head_inputs
 from kswap.objectives import Units
+from kswap.settings import TermConfig
 from kswap.tasks import Examples, Pixels, Scores, Teacher, View, example_batches
 from kswap.tasks.answers import detections
 from kswap.tasks.box_confusion import box_confusion, surely_seen

@@ -17,8 +17,8 @@ from jaxtyping import Bool, Float, Int
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from kswap.config import ROLES, TermConfig
 from kswap.objectives import OBJECTIVES, Units
+from kswap.settings import ROLES, TermConfig
 from kswap.tasks import View
 from kswap.tasks.criteria import Decomposed, Layer, loss_name
 from kswap.tasks.criteria.masks import MASK_FITS

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kswap.arrays import Marks, Unit
-from kswap.config import TermConfig
 from kswap.data import ImageSet
 from kswap.data.samples import Samples
 from kswap.data.sets import IGNORE, OPEN
 from kswap.models.head import recorded_head_inputs
 from kswap.objectives import Units
+from kswap.settings import TermConfig
 from kswap.tasks import Examples, Pixels, Scores, Teacher, View, example_batches
 from kswap.tasks.answers import semantic_map_from_pixels, semantic_map_from_queries
 from kswap.tasks.criteria import (

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kswap.config import TermConfig
 from kswap.files import write_bytes
 from kswap.objectives.sparsity import num_zero_groups
+from kswap.settings import TermConfig
 
 Figure = dict[str, Any]
 """{"title", "x_label", "y_label", "x": [...], "series": {name: [...]}}."""

@@ -9,12 +9,14 @@ thing may be what it is told by.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from kswap.data.sets import IGNORE
+from kswap.tasks import Examples
 
 Kind = Literal["none", "flip", "flip-crop", "flip-crop-colour"]
 SceneAugment = Callable[
@@ -155,3 +157,29 @@ def _pipeline(
     if kind != "flip":
         steps.append(k.RandomResizedCrop(size, scale=scale, p=1.0))
     return k.AugmentationSequential(*steps, data_keys=keys)
+
+
+def make_change(kind: Kind, size: tuple[int, int]) -> Callable[[Examples], Examples] | None:
+    """Return what changes a batch, with its masks and boxes; None where nothing changes."""
+    change, change_scenes = make_augment(kind, size), make_scene_augment(kind)
+    if change is None or change_scenes is None:
+        return None
+
+    def augment(given: Examples) -> Examples:
+        if given.masks is None and given.boxes is None:
+            return replace(given, pixels=change(given.pixels))
+        pixels, masks, boxes, kept = change_scenes(
+            given.pixels, given.masks, given.boxes, given.sizes
+        )
+        if boxes is None or kept is None or given.box_ids is None or given.crowd is None:
+            return replace(given, pixels=pixels, masks=masks)
+        return replace(
+            given,
+            pixels=pixels,
+            masks=masks,
+            boxes=tuple(b[k] for b, k in zip(boxes, kept, strict=True)),
+            box_ids=tuple(c[k] for c, k in zip(given.box_ids, kept, strict=True)),
+            crowd=tuple(c[k] for c, k in zip(given.crowd, kept, strict=True)),
+        )
+
+    return augment

@@ -13,8 +13,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from kswap.config import TrainingConfig
 from kswap.errors import UserError
+from kswap.settings import TrainingConfig
 
 _PACKAGES = {
     "tensorboard": ("tensorboard", "tensorboardX"),

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from kswap.config import Role, Split, TermConfig
 from kswap.data import ImageSet
 from kswap.errors import UserError
 from kswap.models.features import Places
@@ -24,6 +23,7 @@ from kswap.objectives.bank import build_bank
 from kswap.objectives.places import block_numbers
 from kswap.objectives.units import Bank
 from kswap.plan import Stage
+from kswap.settings import Role, Split, TermConfig
 from kswap.tasks import Task
 
 Sets = Mapping[Role, Mapping[Split, ImageSet]]

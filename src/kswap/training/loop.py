@@ -18,12 +18,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from kswap.config import SparsityConfig, TermConfig, TrainingConfig
 from kswap.models.features import recorded_features
 from kswap.objectives import OBJECTIVES, Units, serves
 from kswap.objectives.consolidation import consolidation
 from kswap.objectives.sparsity import group_lasso, proximal_step
 from kswap.plan import Stage
+from kswap.settings import SparsityConfig, TermConfig, TrainingConfig
 from kswap.tasks import Examples, Task, View, make_examples
 from kswap.training.analysis import Analysis
 from kswap.training.events import EventLog

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kswap.config import OptimiserConfig
+from kswap.settings import OptimiserConfig
 
 
 @dataclass(frozen=True)

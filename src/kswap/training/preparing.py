@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kswap.config import ROLES, Role, TermConfig
 from kswap.data import ImageSet
 from kswap.data.samples import take
 from kswap.errors import UserError
 from kswap.objectives import OBJECTIVES
 from kswap.objectives.units import Units
 from kswap.plan import Stage
+from kswap.settings import ROLES, Role, TermConfig
 from kswap.training.loop import Trainee, set_modes, step_seed, units_of
 from kswap.training.streams import Batch, Streams
 

@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kswap.config import ROLES, Role
 from kswap.data import ImageSet
 from kswap.data.samples import Samples, concatenate, take
 from kswap.errors import UserError
 from kswap.plan import Stage
+from kswap.settings import ROLES, Role
 
 _NOISE = 2**20
 """Beside the numbers of streams in a seed: no stage has as many."""

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kswap.config import Role
 from kswap.data import ImageSet
 from kswap.errors import UserError
 from kswap.models.features import Places, recorded_features
 from kswap.objectives import NEEDS_BASE
 from kswap.plan import Stage
+from kswap.settings import Role
 from kswap.tasks import Pixels, Task, Teacher, example_batches
 
 Features = dict[str, tuple[Tensor, Tensor]]

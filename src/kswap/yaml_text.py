@@ -1,0 +1,109 @@
+"""From text to plain values: YAML files, command-line overrides, and one mapping over another."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kswap.errors import UserError
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML mapping.
+
+    Raises:
+        UserError: missing, unreadable, not YAML, or not a mapping.
+    """
+    path = Path(path)
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file; name a YAML config") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); name a YAML text file") from None
+    except (yaml.YAMLError, RecursionError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: not valid YAML ({one_line(str(error))}); mend the file") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a config is a mapping of keys to values; see `kswap schema`")
+    return values
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people write it.
+
+    1e-3 is a number (YAML 1.1 wants 1.0e-3); a key given twice is an error.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = {str(key) for key in keys if keys.count(key) > 1}
+        if twice:
+            raise yaml.YAMLError(
+                f"key {sorted(twice)[0]!r} stands twice in line {node.start_mark.line + 1}"
+            )
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with `over` laid over it, key by key in depth; lists are replaced whole."""
+    merged = copy.deepcopy(dict(base))
+    for key, value in over.items():
+        below = merged.get(key)
+        if isinstance(value, Mapping) and isinstance(below, Mapping):
+            merged[key] = merge(below, value)
+        else:
+            merged[key] = copy.deepcopy(value)
+    return merged
+
+
+def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
+    """Turn `--a.b value` or `--a.b=value` words into a nested mapping; values are read as YAML.
+
+    Raises:
+        UserError: a word is not an option, or an option has no value.
+    """
+    overrides: dict[str, Any] = {}
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--") or len(word) == 2:
+            raise UserError(f"{word!r}: an override is written --key value; see `kswap run --help`")
+        key, equals, value = word[2:].partition("=")
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise UserError(f"{word}: has no value; write {word} VALUE")
+            value = rest.pop(0)
+        try:
+            parsed = yaml.load(value, Loader=_Loader)
+        except (yaml.YAMLError, RecursionError, ValueError, AttributeError):
+            parsed = value
+        if key in ("order", "model", "output"):
+            parsed = value  # never a number or a boolean
+        here: dict[str, Any] = overrides
+        *path, last = key.split(".")
+        for part in path:
+            here = here.setdefault(part, {})
+            if not isinstance(here, dict):
+                raise UserError(
+                    f"{word}: {part!r} has a value of its own already; give one or the other"
+                )
+        here[last] = parsed
+    return overrides
+
+
+def one_line(text: str, limit: int = 200) -> str:
+    """Return `text` on one line, cut off at `limit` characters."""
+    text = " ".join(text.split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"
