@@ -1,8 +1,9 @@
-"""A demo over seeds, written to docs/results.md.
+"""The classification demo over seeds, written to docs/results.md.
 
-    python benchmarks/demo.py [classification|segmentation|detection] [--seeds 0 1 2]
+    python benchmarks/demo.py [--seeds 0 1 2]
 
-Each seed is one `kswap demo TASK` in a process of its own, one after the other, with all
+The scene demos are the rows `default-LF` of `benchmarks/swaps.py segmentation | detection`.
+Each seed is one `kswap demo classification` in a process of its own, one after the other, with all
 cores: its seconds are those a user sees.
 """
 
@@ -25,29 +26,19 @@ CACHE = Path(os.environ.get("KSWAP_BENCH", Path.home() / ".cache/kswap-data/benc
 def main() -> int:
     """Run what is missing, then write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    tasks = ["classification", "segmentation", "detection"]
-    parser.add_argument("task", nargs="?", choices=tasks, default=tasks[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
     found = []
     for seed in arguments.seeds:
-        to = CACHE / f"demo-{arguments.task}-{seed}"
-        words = [
-            "demo",
-            arguments.task,
-            "--output",
-            str(to),
-            "--seed",
-            str(seed),
-            "--audit",
-            "none",
-        ]
+        to = CACHE / f"demo-classification-{seed}"
+        words = ["demo", "classification", "--output", str(to), "--seed", str(seed)]
+        words += ["--audit", "none"]
         done = subprocess.run([sys.executable, "-m", "kswap", *words])
         if done.returncode:
             return done.returncode
         found.append(json.loads((to / "results.json").read_text()))
-    rows = table.rows({f"kswap demo {arguments.task}": found})
-    write_section(f"demo {arguments.task}", table.markdown(rows, timed=True))
+    rows = table.rows({"kswap demo": found})
+    write_section("demo classification", table.markdown(rows, timed=True))
     return 0
 
 
