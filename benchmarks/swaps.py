@@ -23,9 +23,8 @@ from tables import write_section
 
 from kswap.benching import table
 from kswap.benching.arms import Arm, make_arms
-from kswap.benching.execution import Job, make_jobs, run_jobs
+from kswap.benching.execution import Job, finished, make_jobs, run_jobs
 from kswap.demo import demo_values, write_demo
-from kswap.run_folder import read_results
 from kswap.yaml_text import merge
 
 CACHE = Path(os.environ.get("KSWAP_BENCH", Path.home() / ".cache/kswap-data/bench"))
@@ -94,10 +93,7 @@ def run_folders(task: str) -> Path:
 
 def write_table(task: str, jobs: list[Job]) -> None:
     """Write the finished runs into the page."""
-    found: dict[str, list[Mapping[str, Any]]] = {}
-    for job in jobs:
-        if job.results_path.exists():
-            found.setdefault(job.arm.name, []).append(read_results(job.config.output))
+    found = finished(jobs)
     if found:
         write_section(task, table.markdown(table.rows(found), timed=False))
 

@@ -9,13 +9,12 @@ from typing import Any
 
 from kswap.benching import table
 from kswap.benching.arms import make_arms
-from kswap.benching.execution import Job, make_jobs, run_jobs
+from kswap.benching.execution import Job, finished, make_jobs, run_jobs
 from kswap.demo import demo_values, write_demo
 from kswap.errors import UserError
 from kswap.files import disk_errors, write_bytes
 from kswap.models.loading import find_task
 from kswap.plan import plan
-from kswap.run_folder import read_results
 from kswap.yaml_text import merge, parse_overrides, read_yaml
 
 DEMOS = ("classification", "segmentation", "detection")
@@ -76,11 +75,7 @@ def bench(
 
 def write_tables(jobs: Sequence[Job], output: Path, *, timed: bool) -> str:
     """Write bench.md, bench.csv and bench.json from the finished runs; return the first."""
-    found: dict[str, list[Mapping[str, Any]]] = {}
-    for job in jobs:
-        if job.results_path.exists():
-            found.setdefault(job.arm.name, []).append(read_results(job.config.output))
-    made = table.rows(found)
+    made = table.rows(finished(jobs))
     text = table.markdown(made, timed=timed)
     write_bytes(output / "bench.md", f"{text}\n".encode())
     write_bytes(output / "bench.csv", table.as_csv(made).encode())

@@ -17,6 +17,7 @@ from kswap.benching.arms import Arm
 from kswap.config import SwapConfig
 from kswap.errors import UserError
 from kswap.files import write_bytes
+from kswap.run_folder import read_results
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,19 @@ def make_jobs(
         for seed in dict.fromkeys(seeds)
         for arm in arms
     )
+
+
+def finished(jobs: Sequence[Job]) -> dict[str, list[Mapping[str, Any]]]:
+    """Return arm -> results.json of its finished runs, in the order of the jobs.
+
+    Raises:
+        UserError: a results.json is damaged.
+    """
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for job in jobs:
+        if job.results_path.exists():
+            found.setdefault(job.arm.name, []).append(read_results(job.config.output))
+    return found
 
 
 def run_jobs(
