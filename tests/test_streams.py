@@ -11,7 +11,7 @@ from kswap.data import ImageSet
 from kswap.errors import UserError
 from kswap.plan import plan
 from kswap.settings import ROLES
-from kswap.training.streams import Streams
+from kswap.training.streams import Source, Streams
 
 
 def image_set(count: int, class_id: int) -> ImageSet:
@@ -23,6 +23,9 @@ def image_set(count: int, class_id: int) -> ImageSet:
 SETS = {"learn": image_set(10, 2), "forget": image_set(3, 0), "retain": image_set(20, 1)}
 
 
+SOURCES = {role: [Source(images)] for role, images in SETS.items()}
+
+
 def stage(preset="default", order="LF", index=1, **more):
     sources = {role: {"data": "x", "classes": [role]} for role in ROLES}
     config = SwapConfig.from_mapping(
@@ -32,12 +35,12 @@ def stage(preset="default", order="LF", index=1, **more):
 
 
 def test_the_same_step_draws_the_same_images_in_any_order():
-    one, two = (Streams(stage(), SETS, teachers={}, seed=5) for _ in range(2))
+    one, two = (Streams(stage(), SOURCES, seed=5) for _ in range(2))
     for step in (7, 0, 3):
         a, b = one.batch(step), two.batch(step)
         assert np.array_equal(a.samples.images, b.samples.images)
         assert torch.equal(a.roles, b.roles)
-    other = Streams(stage(), SETS, teachers={}, seed=6)
+    other = Streams(stage(), SOURCES, seed=6)
     assert any(
         not np.array_equal(one.batch(s).samples.images, other.batch(s).samples.images)
         for s in range(3)
@@ -45,7 +48,7 @@ def test_the_same_step_draws_the_same_images_in_any_order():
 
 
 def test_every_epoch_draws_every_image_once():
-    streams = Streams(stage("paper"), SETS, teachers={}, seed=0)
+    streams = Streams(stage("paper"), SOURCES, seed=0)
     # kept = 20 retain + 10 learn images with batches of 30: each batch is one epoch.
     for step in range(3):
         batch = streams.batch(step)
@@ -54,13 +57,14 @@ def test_every_epoch_draws_every_image_once():
 
 
 def test_a_stream_smaller_than_its_batch_gives_all_it_has():
-    batch = Streams(stage(), SETS, teachers={}, seed=0).batch(0)
+    batch = Streams(stage(), SOURCES, seed=0).batch(0)
     assert int((batch.roles == ROLES.index("forget")).sum()) == 3
 
 
 def test_rows_of_a_batch_belong_together():
     logits = {"retain": {"logits": torch.arange(20.0)[:, None].repeat(1, 2)}}
-    batch = Streams(stage(), SETS, teachers=logits, seed=0).batch(1)
+    taught = {r: [Source(images, logits.get(r))] for r, images in SETS.items()}
+    batch = Streams(stage(), taught, seed=0).batch(1)
     for image, class_id, role, teacher in zip(
         batch.samples.images,
         batch.samples.class_ids,
@@ -74,7 +78,7 @@ def test_rows_of_a_batch_belong_together():
 
 
 def test_micro_batches_partition_the_batch_and_share_its_roles():
-    batch = Streams(stage(), SETS, teachers={}, seed=0).batch(0)
+    batch = Streams(stage(), SOURCES, seed=0).batch(0)
     parts = list(batch.split(3))
     assert sum(map(len, parts)) == len(batch)
     for code in range(3):
@@ -101,10 +105,10 @@ def test_micro_batches_partition_the_batch_and_share_its_roles():
     ],
 )
 def test_length_of_a_stage(settings, steps):
-    streams = Streams(stage(stages={"forget": settings}), SETS, teachers={}, seed=0)
+    streams = Streams(stage(stages={"forget": settings}), SOURCES, seed=0)
     assert streams.num_steps == steps
 
 
 def test_a_stream_without_images_is_refused():
     with pytest.raises(UserError, match=r"streams\.retain: no training images for retain"):
-        Streams(stage(), {k: v for k, v in SETS.items() if k != "retain"}, teachers={}, seed=0)
+        Streams(stage(), {k: v for k, v in SOURCES.items() if k != "retain"}, seed=0)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from conftest import tiny_processor, tiny_vit, write_colours
 from criteria_models import DETECTORS, PER_PIXEL, SIDE
 from PIL import Image
@@ -54,7 +55,9 @@ def _base(task: str, folder: Path) -> Path:
         config = model.config
         config.num_labels = len(OLD)
         config.id2label, config.label2id = labels, {name: row for row, name in labels.items()}
-        model = type(model)(config).eval()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = type(model)(config).eval()
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder

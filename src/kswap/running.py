@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ from kswap.evaluation.examples import choose, examples_of, fit_answer
 from kswap.models import adapter as adapters
 from kswap.models import artefact, head, structure
 from kswap.models.features import Places
+from kswap.models.fused import fused_adapters
 from kswap.models.licence import license_of
 from kswap.models.loading import Loaded
 from kswap.models.margin import lower_new_rows
@@ -47,6 +48,7 @@ from kswap.training.checkpoint import (
     prune,
     save_checkpoint,
 )
+from kswap.training.depth import narrowed, num_frozen_blocks
 from kswap.training.device import peak_memory_bytes
 from kswap.training.events import EventLog
 from kswap.training.informing import Asked, asked, bank_of, draws, places_of
@@ -57,9 +59,10 @@ from kswap.training.optimiser import (
     make_optimiser,
     optimiser_state,
 )
+from kswap.training.prefix_cache import CacheSettings, PrefixCache, cached_sources
 from kswap.training.preparing import prepare
 from kswap.training.progress import progress
-from kswap.training.streams import Streams
+from kswap.training.streams import Source, Streams
 from kswap.training.teaching import Features, answers_fit, class_means, observe, taught_roles
 
 _NOWHERE = Places()
@@ -86,6 +89,7 @@ class Run:
     asked: Asked = field(default_factory=Asked)
     bank: Bank | None = None
     blocks: tuple[structure.FfnBlock, ...] = ()
+    cache: PrefixCache | None = None
 
     def finish(self) -> dict[str, Any]:
         """Train what is not trained yet, save, and return the content of results.json."""
@@ -190,7 +194,7 @@ class Run:
             augment=make_change(self.config.data.augment, (size[0], size[1])),
             views={stage.name: self._view(stage) for stage in self.stages},
             teach_now=self.teach_now,
-            as_base=model.disable_adapter,
+            as_base=lambda: adapters.without_adapter(model),
             groups=groups,
             moved=Trainables(
                 adapter=[(n, p) for n, p in named if "lora_" in n],
@@ -229,52 +233,15 @@ class Run:
     ) -> None:
         """Train one stage from where it stands, check that everything moved, score, checkpoint."""
         sets = {role: splits["train"] for role, splits in self.data.sets.items()}
-        streams = Streams(stage, sets, teachers=teachers, seed=self.config.seed)
+        sources = {role: Source(images, teachers.get(role)) for role, images in sets.items()}
         if self.position.step == 0 and self._first_to_learn(stage):
             self._initialise_rows(swapped, stage)
-        before = adapters.snapshot(swapped)
-        if self.position.step:
-            prepared = {k[9:]: v for k, v in tensors.items() if k.startswith("prepared.")}
-        else:
-            prepared = prepare(trainee, stage, streams, sets)
-        optimiser = self.accelerator.prepare(make_optimiser(trainee.moved, stage.config.optimiser))
-        if self.position.step:
-            before = {k[7:]: v for k, v in tensors.items() if k.startswith("before.")} or before
-            load_optimiser_state(optimiser, trainee.moved, tensors)
-            if self.accelerator.scaler is not None:
-                self.accelerator.scaler.load_state_dict(self.position.scaler)
         events = self._events()
-        analysis = self._analysis(swapped)
-
-        def after_step(step: int) -> None:
-            self.position.step = step
-            due = step % self.config.training.checkpoint_steps == 0 and step < streams.num_steps
-            if due or self.interrupts.received:
-                self._checkpoint(
-                    trainee, events, optimiser=optimiser, before=before, prepared=prepared
-                )
-            if self.interrupts.received:
-                raise Terminated
-
-        begin = time.perf_counter()
         try:
-            with self.interrupts.deferring(), progress(f"stage {stage.name}") as report:
-                train_stage(
-                    trainee,
-                    stage,
-                    streams,
-                    optimiser,
-                    first_step=self.position.step,
-                    total_step=self.position.total_steps,
-                    events=events,
-                    after_step=after_step,
-                    report=report,
-                    analysis=analysis,
-                    prepared=self._on_device(prepared, before),
-                )
-            if analysis is not None:
-                self._write_analysis(stage, swapped, analysis)
-            adapters.check_moved(before, swapped, stage=stage.name, num_steps=streams.num_steps)
+            with fused_adapters(swapped):
+                num_steps, before, seconds = self._train(stage, trainee, sources, tensors, events)
+            begin = time.perf_counter() - seconds
+            adapters.check_moved(before, swapped, stage=stage.name, num_steps=num_steps)
             if stage.config.negate is not None:
                 adapters.negate(swapped, before, stage.config.negate)
             if stage.index == len(self.stages) and stage.knows_learned:
@@ -290,11 +257,116 @@ class Run:
                 len(self.data.id2label) if stage.knows_learned else self.data.num_base_classes
             )
             self.position.stages.append(self._scored(stage.name, swapped, num_rows))
-            self.position.total_steps += streams.num_steps
+            self.position.total_steps += num_steps
             self.position.stage, self.position.step = stage.index + 1, 0
             self._checkpoint(trainee, events)
         finally:
             events.close()
+            narrowed(trainee, 0)
+
+    def _train(
+        self,
+        stage: Stage,
+        trainee: Trainee,
+        sources: Mapping[Role, Source],
+        tensors: Mapping[str, Tensor],
+        events: EventLog,
+    ) -> tuple[int, dict[str, Tensor], float]:
+        """Do the steps of a stage; return their number, the adapter before them, and seconds."""
+        swapped: Any = trainee.model
+        streams = Streams(stage, {r: [s] for r, s in sources.items()}, seed=self.config.seed)
+        before = adapters.snapshot(swapped)
+        if not self.position.step:
+            self.position.num_frozen = num_frozen_blocks(trainee, stage, streams)
+        trainee = narrowed(trainee, self.position.num_frozen)
+        if self.position.step:
+            prepared = {k[9:]: v for k, v in tensors.items() if k.startswith("prepared.")}
+        else:
+            sets = {role: source.images for role, source in sources.items()}
+            prepared = prepare(trainee, stage, streams, sets)
+        streams, trainee = self._with_prefix(trainee, stage, sources, streams)
+        optimiser = self.accelerator.prepare(make_optimiser(trainee.moved, stage.config.optimiser))
+        if self.position.step:
+            before = {k[7:]: v for k, v in tensors.items() if k.startswith("before.")} or before
+            load_optimiser_state(optimiser, trainee.moved, tensors)
+            if self.accelerator.scaler is not None:
+                self.accelerator.scaler.load_state_dict(self.position.scaler)
+        analysis = self._analysis(swapped)
+
+        def after_step(step: int) -> None:
+            self.position.step = step
+            due = step % self.config.training.checkpoint_steps == 0 and step < streams.num_steps
+            if due or self.interrupts.received:
+                self._checkpoint(
+                    trainee, events, optimiser=optimiser, before=before, prepared=prepared
+                )
+            if self.interrupts.received:
+                raise Terminated
+
+        begin = time.perf_counter()
+        with self.interrupts.deferring(), progress(f"stage {stage.name}") as report:
+            train_stage(
+                trainee,
+                stage,
+                streams,
+                optimiser,
+                first_step=self.position.step,
+                total_step=self.position.total_steps,
+                events=events,
+                after_step=after_step,
+                report=report,
+                analysis=analysis,
+                prepared=self._on_device(prepared, before),
+            )
+        if analysis is not None:
+            self._write_analysis(stage, swapped, analysis)
+        return streams.num_steps, before, time.perf_counter() - begin
+
+    def _with_prefix(
+        self, trainee: Trainee, stage: Stage, sources: Mapping[Role, Source], streams: Streams
+    ) -> tuple[Streams, Trainee]:
+        """Return streams that bring what need not be computed again, where there is such."""
+        if not self.position.num_frozen:
+            self.cache = None
+            return streams, trainee
+        begin = time.perf_counter()
+        drawn = {role for stream in stage.config.streams.values() for role in stream.roles}
+        with progress(f"prefix of {stage.name}") as report:
+            self.cache = cached_sources(
+                self.cache,
+                trainee,
+                stage,
+                {role: source for role, source in sources.items() if role in drawn},
+                [block.name for block in self.blocks],
+                self._cache_settings(),
+                folder=self.folder.cache,
+                on_note=self.on_note,
+                on_batch=report,
+            )
+        if self.cache is None:
+            return streams, trainee
+        self._spent("prefix", begin)
+        pixels = self._pixels if self.cache.prefix.reads_pixels else self._no_pixels()
+        trainee = replace(
+            trainee, prefix=self.cache.prefix, pixels=pixels, augment=None, teach_now=False
+        )
+        return Streams(stage, self.cache.sources, seed=self.config.seed), trainee
+
+    def _cache_settings(self) -> CacheSettings:
+        training, data = self.config.training, self.config.data
+        return CacheSettings(
+            training.prefix_cache,
+            data.augment,
+            training.views,
+            training.eval_batch_size,
+            data.memory_limit_bytes,
+            training.prefix_limit_bytes,
+        )
+
+    def _no_pixels(self) -> Callable[[Any], Tensor]:
+        """Return what stands for images that nobody looks at."""
+        some = self._pixels(next(iter(self.data.sets.values()))["train"].images[:1])
+        return lambda images: torch.zeros_like(some).expand(len(images), -1, -1, -1)
 
     def _on_device(
         self, prepared: Mapping[str, Tensor], before: Mapping[str, Tensor]

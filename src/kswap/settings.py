@@ -31,6 +31,7 @@ NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Layer = Literal["head", "all"] | Share
 Colour = Annotated[int, Field(ge=0, le=255)]
+Depth = Annotated[str, Field(pattern=r"^(all|auto|last-[1-9][0-9]*)$")]
 
 
 def _as_tuple(value: object) -> object:
@@ -322,6 +323,11 @@ class StageConfig(Frozen):
     saliency: Share | None = None
     """Share of each adapter tensor's entries that train: those with the largest gradient of the
     cross-entropy on forget images when the stage begins (SalUn). None: all."""
+    depth: Depth = "all"
+    """Blocks whose adapter trains: `all`; `last-K`, the K last ones in the order of the forward; or
+    `auto`, the fewest last ones that hold half of the squared gradient when the stage begins. What
+    lies below them does not change, and is computed once for each image where
+    `training.prefix_cache` allows."""
     consolidation: NonNegative = 0.0
     """Factor of 1/2 Σ F (θ - θ_0)² over the adapter (EWC), F the Fisher information on images of
     protected roles when the stage begins; 0 leaves it out."""
@@ -359,6 +365,14 @@ class TrainingConfig(Frozen):
     """Compute precision (Accelerate's mixed precision). Weights and the optimiser stay in fp32."""
     accumulation: Annotated[int, Field(ge=1)] = 1
     """Micro-batches a step is cut into; the gradient is that of the whole batch."""
+    prefix_cache: bool = True
+    """Whether what lies below the blocks that train in a stage (`depth`) is computed once for each
+    image and kept: in memory up to `data.memory_limit_bytes`, beyond it in a file."""
+    prefix_limit_bytes: Annotated[int, Field(ge=0)] = 32 * 1024**3
+    """What would take more on the disk is not kept."""
+    views: Annotated[int, Field(ge=1)] = 2
+    """Augmented views that are kept of each image, in place of a new one at every step. The second,
+    fourth ... are mirrored."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     eval_batch_size: Annotated[int, Field(ge=1)] = 64

@@ -130,6 +130,21 @@ def tie_heads(peft_model: PeftModel, ties: Sequence[Sequence[str]]) -> None:
 
 
 @contextlib.contextmanager
+def without_adapter(peft_model: PeftModel) -> Iterator[None]:
+    """Within the context the model is its base; behind it what did not train does not train.
+
+    PEFT's own context lets every adapter train when it ends.
+    """
+    trained = {name: p.requires_grad for name, p in peft_model.named_parameters()}
+    try:
+        with peft_model.disable_adapter():
+            yield
+    finally:
+        for name, parameter in peft_model.named_parameters():
+            parameter.requires_grad_(trained[name])
+
+
+@contextlib.contextmanager
 def without_embeddings(model: PreTrainedModel) -> Iterator[None]:
     """Within the context a model that has no input embeddings says so, instead of raising."""
     if has_embeddings(model):
@@ -234,7 +249,7 @@ def check_moved(
     stage: str,
     num_steps: int | None = None,
 ) -> None:
-    """Raise unless every LoRA matrix differs from its snapshot.
+    """Raise unless every LoRA matrix that trains differs from its snapshot.
 
     Exempt are pairs A, B that are both exactly zero (their group was zeroed by the proximal step),
     and, after a single step from B = 0, the A of that pair, whose gradient is exactly zero then.
@@ -245,7 +260,7 @@ def check_moved(
     now = adapter_tensors(peft_model)
     still = []
     for name, tensor in now.items():
-        if not torch.equal(tensor.detach(), before[name]):
+        if not tensor.requires_grad or not torch.equal(tensor.detach(), before[name]):
             continue
         partner = _partner(name)
         if not tensor.any() and not now[partner].any():

@@ -54,12 +54,14 @@ class Analysis:
             if name in terms:
                 by_roles.setdefault(" and ".join(terms[name].roles), []).append(value)
         parameters = [p for group in self.groups.values() for p in group]
+        moved = [p for p in parameters if p.requires_grad]
         for roles, losses in by_roles.items():
             loss = torch.stack(losses).sum()
-            gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+            found = torch.autograd.grad(loss, moved, retain_graph=True, allow_unused=True)
+            gradients = {id(p): g for p, g in zip(moved, found, strict=True) if g is not None}
             flat = [
-                torch.zeros_like(p) if g is None else g.detach()
-                for p, g in zip(parameters, gradients, strict=True)
+                gradients[id(p)].detach() if id(p) in gradients else torch.zeros_like(p)
+                for p in parameters
             ]
             sums = self._now.get(roles)
             self._now[roles] = (

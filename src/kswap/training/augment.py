@@ -31,11 +31,13 @@ KEPT_AREA = 0.25
 """Boxes that keep no more of their area in a crop are dropped."""
 
 
-def make_augment(kind: Kind, size: tuple[int, int]) -> Callable[[Tensor], Tensor] | None:
+def make_augment(
+    kind: Kind, size: tuple[int, int], *, flip: float = 0.5
+) -> Callable[[Tensor], Tensor] | None:
     """Return a function of pixels (images, 3, height, width); None for `none`."""
     if kind == "none":
         return None
-    pipeline = _pipeline(kind, size, scale=(0.7, 1.0), keys=["input"])
+    pipeline = _pipeline(kind, size, scale=(0.7, 1.0), keys=["input"], flip=flip)
 
     def augment(pixels: Tensor) -> Tensor:
         changed: Tensor = pipeline(pixels)
@@ -44,7 +46,7 @@ def make_augment(kind: Kind, size: tuple[int, int]) -> Callable[[Tensor], Tensor
     return augment
 
 
-def make_scene_augment(kind: Kind) -> SceneAugment | None:
+def make_scene_augment(kind: Kind, *, flip: float = 0.5) -> SceneAugment | None:
     """Return a function that changes images, masks and boxes together; None for `none`.
 
     It takes pixels (b, 3, H, W); masks (b, H, W) of whole numbers or None; for each image boxes
@@ -69,7 +71,7 @@ def make_scene_augment(kind: Kind) -> SceneAugment | None:
         for (height, width), rows in _by_size(pixels, sizes).items():
             inside = pixels[rows, :, :height, :width]
             inner = None if masks is None else masks[rows, :height, :width]
-            inside, inner, matrices = _move(kind, inside, inner)
+            inside, inner, matrices = _move(kind, inside, inner, flip)
             pixels[rows, :, :height, :width] = inside
             if masks is not None and inner is not None:
                 masks[rows, :height, :width] = inner
@@ -130,11 +132,13 @@ def _by_size(pixels: Tensor, sizes: Tensor | None) -> dict[tuple[int, int], Tens
     return {size: torch.tensor(rows, device=pixels.device) for size, rows in found.items()}
 
 
-def _move(kind: Kind, pixels: Tensor, masks: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
+def _move(
+    kind: Kind, pixels: Tensor, masks: Tensor | None, flip: float
+) -> tuple[Tensor, Tensor | None, Tensor]:
     """Return images and masks, moved alike, and for each the matrix (3, 3) of pixels."""
     height, width = pixels.shape[-2:]
     keys = ["input"] if masks is None else ["input", "mask"]
-    pipeline = _pipeline(kind, (height, width), scale=SCENE_SCALE, keys=keys)
+    pipeline = _pipeline(kind, (height, width), scale=SCENE_SCALE, keys=keys, flip=flip)
     if masks is None:
         moved = pipeline(pixels)
     else:
@@ -149,19 +153,24 @@ def _move(kind: Kind, pixels: Tensor, masks: Tensor | None) -> tuple[Tensor, Ten
 
 
 def _pipeline(
-    kind: Kind, size: tuple[int, int], *, scale: tuple[float, float], keys: list[str]
+    kind: Kind, size: tuple[int, int], *, scale: tuple[float, float], keys: list[str], flip: float
 ) -> Any:
     import kornia.augmentation as k
 
-    steps = [k.RandomHorizontalFlip(p=0.5)]
+    steps = [k.RandomHorizontalFlip(p=flip)]
     if kind != "flip":
         steps.append(k.RandomResizedCrop(size, scale=scale, p=1.0))
     return k.AugmentationSequential(*steps, data_keys=keys)
 
 
-def make_change(kind: Kind, size: tuple[int, int]) -> Callable[[Examples], Examples] | None:
-    """Return what changes a batch, with its masks and boxes; None where nothing changes."""
-    change, change_scenes = make_augment(kind, size), make_scene_augment(kind)
+def make_change(
+    kind: Kind, size: tuple[int, int], *, flip: float = 0.5
+) -> Callable[[Examples], Examples] | None:
+    """Return what changes a batch, with its masks and boxes; None where nothing changes.
+
+    `flip` is the probability with which an image is mirrored.
+    """
+    change, change_scenes = make_augment(kind, size, flip=flip), make_scene_augment(kind, flip=flip)
     if change is None or change_scenes is None:
         return None
 

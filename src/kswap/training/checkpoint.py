@@ -44,6 +44,8 @@ class Position:
     """Scores of the finished stages, as in results.json."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Seconds spent so far, by phase."""
+    num_frozen: int = 0
+    """Blocks below those that train in the stage under way."""
     scaler: dict[str, float] = field(default_factory=dict)
     """State of the fp16 loss scaler."""
     analysis: dict[str, Any] = field(default_factory=dict)

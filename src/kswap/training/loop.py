@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from kswap.models.features import recorded_features
+from kswap.models.prefix import Prefix
 from kswap.objectives import OBJECTIVES, Units, serves
 from kswap.objectives.consolidation import consolidation
 from kswap.objectives.sparsity import group_lasso, proximal_step
@@ -54,6 +55,8 @@ class Trainee:
     moved: Trainables
     training: TrainingConfig
     seed: int
+    prefix: Prefix | None = None
+    """What does not run again where a batch brings its outputs."""
 
 
 def compute_terms(
@@ -195,15 +198,27 @@ def units_of(trainee: Trainee, stage: Stage, part: Batch) -> list[Units]:
     """Do one forward, with gradient, and return the units of a (micro-)batch."""
     view = trainee.views[stage.name]
     examples = make_examples(part.samples, trainee.pixels, part.roles)
-    if trainee.augment is not None:
+    if trainee.augment is not None and part.kept is None:
         examples = trainee.augment(examples)
     with trainee.accelerator.autocast():
         teacher = _teacher(trainee, part, examples, view.num_base)
-        with recorded_features(trainee.model, view.places) as features:
+        with (
+            _playing(trainee, part, examples.pixels.device),
+            recorded_features(trainee.model, view.places) as features,
+        ):
             units = trainee.task.units(trainee.model, examples, teacher, view)
     if view.bank is None and not view.draws:
         return units
     return [_informed(u, features, teacher, part.noise, view) for u in units]
+
+
+def _playing(trainee: Trainee, part: Batch, device: torch.device) -> AbstractContextManager[None]:
+    """Return a context in which what a batch brings is not computed again."""
+    if trainee.prefix is None or part.kept is None:
+        return nullcontext()
+    model: Any = trainee.model
+    kept = {name: values.to(device, non_blocking=True) for name, values in part.kept.items()}
+    return trainee.prefix.playing(model.get_base_model(), kept)
 
 
 def _informed(

@@ -1,0 +1,110 @@
+"""LoRA at the price of the bare linear: one product forward, one backward.
+
+PEFT computes x·Wᵀ and s·(x·Aᵀ)·Bᵀ and adds them, and autograd comes back the same two ways: at
+rank 16 the extra products are small, but each of them reads and writes whole activations. Here the
+weight is W + s·B·A, put together for every call (a product of rank r, far less than the linear's
+own), so that activations are touched once; gradients of A and B go through the r columns of x·Aᵀ
+and of dy·B. The numbers are PEFT's up to rounding.
+
+In single precision only: rounded to bfloat16, W + s·B·A would lose what B·A adds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from peft.tuners.lora import Linear as LoraLinear
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class _FusedLinear(torch.autograd.Function):
+    """y = x·(W + s·B·A)ᵀ + b, of which A, B and x get gradients."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        down: Tensor,
+        up: Tensor,
+        scale: float,
+    ) -> Tensor:
+        """Return y (..., out) of x (..., in)."""
+        ctx.save_for_backward(x, weight, down, up)
+        ctx.scale = scale
+        return functional.linear(x, torch.addmm(weight, up, down, alpha=scale), bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        """Return gradients of x, A and B."""
+        x, weight, down, up = ctx.saved_tensors
+        at_y = gradients[0].flatten(0, -2)
+        rows = x.flatten(0, -2)
+        at_x = at_down = at_up = None
+        if ctx.needs_input_grad[0]:
+            merged = torch.addmm(weight, up, down, alpha=ctx.scale)
+            at_x = (at_y @ merged).view(x.shape)
+        if ctx.needs_input_grad[3]:
+            at_down = (at_y @ up).T @ rows * ctx.scale
+        if ctx.needs_input_grad[4]:
+            at_up = at_y.T @ (rows @ down.T) * ctx.scale
+        return at_x, None, None, at_down, at_up, None
+
+
+@contextlib.contextmanager
+def fused_adapters(model: nn.Module) -> Iterator[None]:
+    """Within the context LoRA linears compute as one linear, where that is the same.
+
+    Not where there is dropout before A, where weights are quantised or not in single precision, and
+    not under autocast: there PEFT's own forward runs.
+
+    Args:
+        model: wrapped by PEFT.
+    """
+    fused = [module for module in model.modules() if _can_fuse(module)]
+    for module in fused:
+        vars(module)["forward"] = _forward_of(module)
+    try:
+        yield
+    finally:
+        for module in fused:
+            del vars(module)["forward"]
+
+
+def _can_fuse(layer: nn.Module) -> bool:
+    if type(layer) is not LoraLinear or "forward" in vars(layer):
+        return False
+    module: Any = layer
+    base = module.get_base_layer()
+    names = module.active_adapters
+    return (
+        type(base) is nn.Linear
+        and base.weight.dtype == torch.float32
+        and not base.weight.requires_grad
+        and len(names) == 1
+        and not module.use_dora[names[0]]
+        and isinstance(module.lora_dropout[names[0]], nn.Identity)
+        and not module.lora_bias[names[0]]
+    )
+
+
+def _forward_of(module: Any) -> Callable[..., Tensor]:
+    peft_forward = module.forward
+    base, name = module.get_base_layer(), module.active_adapters[0]
+    down, up = module.lora_A[name], module.lora_B[name]
+
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        plain = x.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
+        if args or kwargs or not plain or module.disable_adapters or module.merged or x.ndim < 2:
+            result: Tensor = peft_forward(x, *args, **kwargs)
+            return result
+        scale = float(module.scaling[name])
+        fused: Tensor = _FusedLinear.apply(x, base.weight, base.bias, down.weight, up.weight, scale)
+        return fused
+
+    return forward
