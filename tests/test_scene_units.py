@@ -9,13 +9,17 @@ import torch
 from criteria_models import DETECTORS, MASKS, PER_PIXEL
 from scene_examples import FORGET, LEARN, RETAIN, TERMS, examples, view_of
 
+from kswap.config import SwapConfig
 from kswap.data.sets import IGNORE, OPEN
+from kswap.objectives import Units
+from kswap.plan import plan
 from kswap.settings import ROLES, TermConfig
 from kswap.tasks import Examples, View
 from kswap.tasks.criteria import decompose
 from kswap.tasks.detection import Detection, to_centres
-from kswap.tasks.queries import align
-from kswap.tasks.segmentation import Segmentation
+from kswap.tasks.queries import _forgotten_by_base, align
+from kswap.tasks.segmentation import Segmentation, _forgotten, _without
+from kswap.training.informing import sees_without
 from kswap.training.loop import compute_terms
 
 NUM_BASE = 4
@@ -150,3 +154,59 @@ def test_alignment_finds_the_permutation_of_least_cost():
     cost = noise.scatter(2, wanted[..., None], 0.0)
     assert torch.equal(align(cost), wanted)
     assert sorted(align(torch.ones(1, 6, 6))[0].tolist()) == list(range(6))
+
+
+def two_queries(remaining: str) -> dict[str, torch.Tensor]:
+    """Return answers of a base: class 0 everywhere but at an object, class 3 (to forget) there."""
+    logits = torch.full((1, 2, 6), -6.0)  # five classes and "no object"
+    logits[0, 0, 0] = 6.0
+    logits[0, 1, 3] = 6.0
+    logits[0, 1, 5 if remaining == "nothing" else 2] = 3.0
+    masks = torch.full((1, 2, 4, 4), 5.0)
+    masks[0, 0, 1:3, 1:3], masks[0, 1] = -4.0, -5.0
+    masks[0, 1, 1:3, 1:3] = 5.0
+    return {"logits": logits, "masks": masks}
+
+
+@pytest.mark.parametrize(("remaining", "there"), [("nothing", 0), ("class", 2)])
+def test_a_forgotten_object_is_labelled_as_the_base_sees_its_place_without_it(remaining, there):
+    view = view_of([RETAIN, RETAIN, RETAIN, FORGET, RETAIN, LEARN], 5)
+    truth = torch.zeros(1, 8, 8, dtype=torch.long)
+    truth[:, 2:6, 2:6] = 3
+    seen = torch.where(
+        _forgotten(truth, view), _without(two_queries(remaining), truth, view), truth
+    )
+    assert (seen[:, 3:5, 3:5] == there).all()
+    assert (seen[truth == 0] == 0).all()
+    learned = truth.masked_fill(truth == 3, 5)
+    assert not _forgotten(learned, view).any()
+
+
+def test_the_role_to_forget_follows_the_bases_answer_where_labels_follow_it():
+    view = view_of([RETAIN, RETAIN, RETAIN, FORGET, RETAIN, LEARN], 5)
+    base = torch.full((3, 6), -3.0)
+    base[0, 4], base[1, 3], base[2, 0] = 2.0, 2.0, 2.0  # "no object" is the first column
+    units = Units(
+        class_ids=torch.tensor([1, 0, 4]),
+        roles=torch.tensor([RETAIN, RETAIN, FORGET]),
+        forgotten=torch.zeros(6, dtype=torch.bool),
+        logits=torch.zeros(3, 7),
+        base_logits=base,
+    )
+    told = _forgotten_by_base(units, view, nothing=True)
+    assert told.roles.tolist() == [FORGET, RETAIN, FORGET]
+    assert told.class_ids.tolist() == [4, 0, 4]
+
+
+@pytest.mark.parametrize(
+    ("preset", "replaced"), [("default", True), ("paper", False), ("retain-free", True)]
+)
+def test_labels_follow_the_base_where_no_term_trains_on_forgotten_labels(preset, replaced):
+    sources = {role: {"data": "x", "classes": [role]} for role in ("learn", "forget", "retain")}
+    config = SwapConfig.from_mapping(
+        {"model": "m", **sources, "preset": preset, "task": "segmentation"}
+    ).for_task("segmentation")
+    learn, forget = plan(config)
+    assert not sees_without(learn, Segmentation())
+    assert sees_without(forget, Segmentation()) is replaced
+    assert not sees_without(forget, Detection())

@@ -51,7 +51,7 @@ from kswap.training.checkpoint import (
 from kswap.training.depth import narrowed, num_frozen_blocks
 from kswap.training.device import peak_memory_bytes
 from kswap.training.events import EventLog
-from kswap.training.informing import Asked, asked, bank_of, draws, places_of
+from kswap.training.informing import Asked, asked, bank_of, draws, places_of, sees_without
 from kswap.training.loop import Trainee, enable_checkpointing, train_stage
 from kswap.training.optimiser import (
     Trainables,
@@ -221,6 +221,7 @@ class Run:
             places=places_of(stage, self.asked.places),
             bank=self.bank,
             draws=draws(stage),
+            as_if_absent=sees_without(stage, self.task),
         )
 
     def _stage(

@@ -104,7 +104,8 @@ def _forward_of(module: Any) -> Callable[..., Tensor]:
             result: Tensor = peft_forward(x, *args, **kwargs)
             return result
         scale = float(module.scaling[name])
-        fused: Tensor = _FusedLinear.apply(x, base.weight, base.bias, down.weight, up.weight, scale)
+        own: Any = _FusedLinear
+        fused: Tensor = own.apply(x, base.weight, base.bias, down.weight, up.weight, scale)
         return fused
 
     return forward

@@ -99,6 +99,9 @@ class View:
     """What the base model makes of classes, for terms that ask for it."""
     draws: bool = False
     """Whether a term draws by the noise of its units."""
+    as_if_absent: bool = False
+    """Whether the places of forgotten objects are labelled as the base sees them without those
+    classes: where every term of forgotten units compares them with the base's answers."""
 
     @property
     def num_rows(self) -> int:

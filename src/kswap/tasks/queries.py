@@ -23,7 +23,7 @@ from kswap.tasks import View
 from kswap.tasks.criteria import Decomposed, Layer, loss_name
 from kswap.tasks.criteria.masks import MASK_FITS
 
-RETAIN = ROLES.index("retain")
+FORGET, RETAIN = ROLES.index("forget"), ROLES.index("retain")
 CONFIDENT = 0.5
 """Probability from which on an answer of the base model counts as an object."""
 _OPEN_TERM = TermConfig(roles=("retain",), objective="masked_distillation")
@@ -152,8 +152,27 @@ def query_units(
     compared = replace(
         parts[-1], logits=final[:, : view.num_rows + decomposed.nothing], base_logits=base
     )
+    if view.as_if_absent:
+        compared = _forgotten_by_base(compared, view, nothing=decomposed.nothing)
     parts[-1] = replace(taught_where_open(compared, open_.flatten()), logits=None, base_logits=None)
     return [joined(parts), replace(compared, own=None)]
+
+
+def _forgotten_by_base(units: Units, view: View, *, nothing: bool) -> Units:
+    """Give the role to forget to the queries that the base answers with such a class.
+
+    Their objects may be labelled with something else by now.
+    """
+    assert units.base_logits is not None
+    answered = units.base_logits.argmax(-1)
+    roles = torch.full((units.base_logits.shape[-1],), -1, device=answered.device)
+    roles[int(nothing) :] = view.role_of_row[: view.num_base]
+    told = roles[answered] == FORGET
+    return replace(
+        units,
+        class_ids=torch.where(told, answered, units.class_ids),
+        roles=torch.where(told, FORGET, units.roles),
+    )
 
 
 def joined(parts: Sequence[Units]) -> Units:

@@ -6,6 +6,7 @@ existed: to the next-best class, or to nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -41,8 +42,10 @@ from kswap.tasks.queries import (
     align,
     base_columns,
     class_cost,
+    forgotten_columns,
     kept_probabilities,
     loss_kind,
+    nothing_first,
     query_units,
     taught_where_open,
 )
@@ -238,6 +241,8 @@ def _mask_units(
         truth = torch.where(
             (truth == OPEN) & ~closed[:, None, None], _pseudo(teacher, truth, view), truth
         )
+        if view.as_if_absent:
+            truth = torch.where(_forgotten(truth, view), _without(teacher, truth, view), truth)
     labels = [_binary_masks(image) for image in truth]
     decomposed = decompose(model, examples.inputs(), labels)
     base_logits = None
@@ -247,6 +252,34 @@ def _mask_units(
         base_logits = _aligned(final, teacher, view)
     class_labels = [image["class_labels"] for image in labels]
     return query_units(decomposed, class_labels, closed, view, base_logits=base_logits)
+
+
+def _forgotten(truth: Tensor, view: View) -> Tensor:
+    """Return where the truth is a class that is to be forgotten, or was before."""
+    gone = torch.cat([view.forgotten, view.forgotten.new_zeros(view.num_rows - view.num_base)])
+    return gone[truth.clamp_min(0)] & (truth >= 0)
+
+
+def _without(teacher: Teacher, truth: Tensor, view: View) -> Tensor:
+    """Return the class the base model sees at every pixel without forgotten classes; else OPEN.
+
+    A query whose best remaining answer is "no object" is not there: its mask would otherwise win
+    its place for whatever class has the little that is left. So the place falls to the queries
+    around it, as it does in a model that never knew the class: to the background, where there is
+    such a class.
+    """
+    logits = nothing_first(teacher["logits"].float(), nothing=True)
+    gone = forgotten_columns(view, nothing=True)
+    there = logits.masked_fill(gone, -math.inf).argmax(-1) > 0
+    shares = kept_probabilities(teacher["logits"], view, sigmoid=False, nothing=True)
+    scores = torch.einsum(
+        "bqc,bqhw->bchw", shares * there[..., None], teacher["masks"].float().sigmoid()
+    )
+    scores = functional.interpolate(
+        scores, size=truth.shape[-2:], mode="bilinear", align_corners=False
+    )
+    best, classes = scores.max(1)
+    return torch.where((best > 0) & (roles_of(classes, view) >= 0), classes, OPEN)
 
 
 def _binary_masks(truth: Tensor) -> dict[str, Tensor]:

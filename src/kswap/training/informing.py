@@ -14,6 +14,7 @@ from kswap.models.features import Places
 from kswap.models.structure import FfnBlock
 from kswap.objectives import (
     NEEDS_BANK,
+    NEEDS_BASE,
     NEEDS_FEATURES,
     NEEDS_NOISE,
     NEEDS_OWN,
@@ -133,6 +134,16 @@ def some_of_each(class_ids: Tensor, most: int) -> Tensor:
         places = torch.linspace(0, len(rows) - 1, min(most, len(rows)), dtype=torch.float64)
         chosen.append(rows[places.round().long()])
     return torch.cat(chosen).sort().values
+
+
+def sees_without(stage: Stage, task: Task) -> bool:
+    """Whether forgotten objects are labelled as the base sees their places without them.
+
+    Not where a term trains on their own labels, as those that raise the loss do.
+    """
+    terms = [term for term in stage.config.terms.values() if "forget" in term.roles]
+    answers = bool(terms) and all(term.objective in NEEDS_BASE for term in terms)
+    return task.name == "segmentation" and stage.forgets and answers
 
 
 def draws(stage: Stage) -> bool:
