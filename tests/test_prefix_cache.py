@@ -12,6 +12,7 @@ from tiny_runs import TASKS, tiny_run
 
 import kswap
 from kswap.errors import UserError
+from kswap.models.prefix import Prefix
 from kswap.training.depth import blocks_needed
 
 
@@ -114,3 +115,37 @@ def test_more_blocks_than_there_are_is_all_of_them(tmp_path):
 def test_another_depth_is_refused_by_name(depth, tmp_path):
     with pytest.raises(UserError, match=r"stages\.learn\.depth"):
         run("classification", tmp_path, depth=depth)
+
+
+def test_what_the_base_ran_is_not_run_again(tmp_path, monkeypatch):
+    """Scores and answers of the base fill the cache; later scores start from it."""
+    ran: list[str] = []
+
+    def counted(prefix, base, run):
+        ran.append("recorded")
+        return record(prefix, base, run)
+
+    record = Prefix.record
+    monkeypatch.setattr(Prefix, "record", counted)
+    kept, _, _ = run("classification", tmp_path / "kept")
+    looked_for = len(ran)
+    ran.clear()
+    run("classification", tmp_path / "auto", depth="auto")
+    assert looked_for == 3  # while the prefix is looked for, and never for the images
+    off, _, _ = run("classification", tmp_path / "off", training={"prefix_cache": False})
+    assert [s["scores"] for s in kept["stages"]] == [s["scores"] for s in off["stages"]]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_test_images_are_scored_from_where_the_base_left_them(task, tmp_path, monkeypatch):
+    followed: list[int] = []
+    follow = Prefix.following
+
+    def counted(prefix, model, base, kept):
+        followed.append(len(next(iter(kept.values()))))
+        return follow(prefix, model, base, kept)
+
+    monkeypatch.setattr(Prefix, "following", counted)
+    results, _, _ = run(task, tmp_path)
+    tested = sum(splits["test"] for splits in results["images"].values())
+    assert followed == [tested, tested]

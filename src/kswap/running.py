@@ -6,8 +6,10 @@ temporary name and renamed.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +31,7 @@ from kswap.models.fused import fused_adapters
 from kswap.models.licence import license_of
 from kswap.models.loading import Loaded
 from kswap.models.margin import lower_new_rows
+from kswap.models.prefix import Kept
 from kswap.objectives.sparsity import num_zero_groups
 from kswap.objectives.units import Bank
 from kswap.plan import Stage
@@ -48,7 +51,7 @@ from kswap.training.checkpoint import (
     prune,
     save_checkpoint,
 )
-from kswap.training.depth import narrowed, num_frozen_blocks
+from kswap.training.depth import narrowed, num_frozen_as_said, num_frozen_blocks
 from kswap.training.device import peak_memory_bytes
 from kswap.training.events import EventLog
 from kswap.training.informing import Asked, asked, bank_of, draws, places_of, sees_without
@@ -59,7 +62,13 @@ from kswap.training.optimiser import (
     make_optimiser,
     optimiser_state,
 )
-from kswap.training.prefix_cache import CacheSettings, PrefixCache, cached_sources
+from kswap.training.prefix_cache import (
+    CacheSettings,
+    PrefixCache,
+    cached_sources,
+    joined,
+    look_for_prefix,
+)
 from kswap.training.preparing import prepare
 from kswap.training.progress import progress
 from kswap.training.streams import Source, Streams
@@ -96,12 +105,27 @@ class Run:
         fingerprint = fingerprint_of(self.loaded.model, self.data)
         tensors = self._resume(fingerprint)
         model = self.loaded.model.to(self.accelerator.device)
+        self.heads = head.find_heads(model)
+        blocks = self.blocks = structure.find_ffn_blocks(model)
+        self.asked = asked(
+            self.stages, self.task, sets=self.data.sets, heads=self.heads, blocks=blocks
+        )
+        self.cache = self._early_cache(model)
         if not self.position.stages:
             self.position.stages.append(self._scored("base", model, self.data.num_base_classes))
-        heads = self.heads = head.find_heads(model)
-        blocks = structure.find_ffn_blocks(model)
-        self.asked = asked(self.stages, self.task, sets=self.data.sets, heads=heads, blocks=blocks)
         teachers = self._base_outputs(model)
+        swapped = self._adapted(model)
+        groups = adapters.adapter_groups(swapped, blocks)
+        trainee = self._trainee(swapped, list(groups.values()))
+        if weights := {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}:
+            artefact.load_trainable_state(swapped, weights)
+        for stage in self.stages[self.position.stage - 1 :]:
+            self._stage(stage, trainee, swapped, teachers, tensors)
+            tensors = {}
+        return self._save(swapped, groups)
+
+    def _adapted(self, model: Any) -> Any:
+        """Extend the head of a bare model, in place, and wrap it by PEFT."""
         scenes = self.task.name != "classification"
         init: Literal["random", "mean"] = (
             "mean" if scenes and self.config.head.init == "class-mean" else "random"
@@ -109,28 +133,20 @@ class Run:
         head.extend_head(model, self.data.id2label, init=init, seed=self.config.seed)
         swapped = adapters.attach(
             model,
-            blocks,
+            self.blocks,
             self.config.adapter,
-            head_names=heads,
+            head_names=self.heads,
             head_train=self.config.head.train,
             seed=self.config.seed,
         )
         if self.config.head.train == "new":
             head.freeze_old_rows(
                 swapped,
-                heads,
+                self.heads,
                 self.data.num_base_classes,
                 num_new=len(self.data.class_ids.get("learn", ())),
             )
-        groups = adapters.adapter_groups(swapped, blocks)
-        trainee = self._trainee(swapped, list(groups.values()))
-        if weights := {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}:
-            artefact.load_trainable_state(swapped, weights)
-        self.blocks = blocks
-        for stage in self.stages[self.position.stage - 1 :]:
-            self._stage(stage, trainee, swapped, teachers, tensors)
-            tensors = {}
-        return self._save(swapped, groups)
+        return swapped
 
     # ------------------------------------------------------------------------------------- resuming
     def _resume(self, fingerprint: str) -> dict[str, Tensor]:
@@ -353,6 +369,34 @@ class Run:
         )
         return Streams(stage, self.cache.sources, seed=self.config.seed), trainee
 
+    def _early_cache(self, model: Any) -> PrefixCache | None:
+        """Return the first stage's cache before the base is run, so that its forwards fill it.
+
+        None where the stage's depth is not known yet, or where images will not be seen as they are.
+        """
+        first, data = self.stages[0], self.config.data
+        frozen = num_frozen_as_said(first, len(self.blocks))
+        changed = "none" if self.task.teacher_sees_views else "flip"
+        if (
+            not frozen
+            or self.position.stages
+            or data.augment not in ("none", changed)
+            or not self.config.training.prefix_cache
+        ):
+            return None
+        probe = self._adapted(copy.deepcopy(model))
+        groups = adapters.adapter_groups(probe, self.blocks)
+        trainee = narrowed(self._trainee(probe, list(groups.values())), frozen)
+        sets = [splits[split] for splits in self.data.sets.values() for split in ("train", "test")]
+        names = [block.name for block in self.blocks]
+        prefix = look_for_prefix(trainee, first, sets[0], names)
+        views = self.config.training.views if data.augment != "none" else 1
+        images = views * sum(map(len, sets))
+        alike = len({images.images.shape[1:] for images in sets}) == 1
+        if prefix is None or not alike or prefix.bytes_per_image * images > data.memory_limit_bytes:
+            return None
+        return PrefixCache(prefix, frozen)
+
     def _cache_settings(self) -> CacheSettings:
         training, data = self.config.training, self.config.data
         return CacheSettings(
@@ -462,9 +506,12 @@ class Run:
         inside: dict[Role, dict[str, Tensor]] = {}
         for role in ROLES:
             if role in wanted and role in sets:
-                answers, self.base_features[role], inside[role] = self._observe(
-                    model, sets[role], self.asked.places
-                )
+                with self._heard(model) as heard:
+                    answers, self.base_features[role], inside[role] = self._observe(
+                        model, sets[role], self.asked.places
+                    )
+                if self.cache is not None:
+                    self.cache.heard[role] = joined(heard)
                 if role in needed:
                     teachers[role] = answers | (inside[role] if self.asked.own else {})
         if self.asked.roles:
@@ -498,25 +545,43 @@ class Run:
         if self.config.training.score_validation:
             splits.append("validation")
         chosen = choose(self.data, seed=self.config.seed)
-        scored = {
-            split: score_sets(
-                model,
-                self.task,
-                self.data,
-                split=split,
-                num_rows=num_rows,
-                batch_size=self.config.training.eval_batch_size,
-                pixels=self._pixels,
-                keep=chosen if split == "test" else None,
-            )
-            for split in splits
-        }
+        scored = {}
+        for split in splits:
+            with self._knowing(name, model, split) as heard:
+                scored[split] = score_sets(
+                    model,
+                    self.task,
+                    self.data,
+                    split=split,
+                    num_rows=num_rows,
+                    batch_size=self.config.training.eval_batch_size,
+                    pixels=self._pixels,
+                    keep=chosen if split == "test" else None,
+                )
+            if heard and self.cache is not None:
+                self.cache.test = joined(heard)
         self._keep(name, scored["test"], chosen)
         self._spent("score", begin)
         record = {"name": name, **summary(scored["test"], self.data)}
         if "validation" in scored:
             record["validation"] = summary(scored["validation"], self.data)
         return record
+
+    def _heard(self, model: Any) -> AbstractContextManager[list[Kept]]:
+        """Return a context in which forwards of the bare base leave what a cache keeps of them."""
+        return nullcontext([]) if self.cache is None else self.cache.prefix.listening(model)
+
+    def _knowing(
+        self, name: str, model: Any, split: Split
+    ) -> AbstractContextManager[list[Kept] | None]:
+        """Return a context in which test images are run no further than they were before."""
+        if self.cache is None or split != "test":
+            return nullcontext()
+        if name == "base":
+            return self._heard(model)
+        if not self.cache.test:
+            return nullcontext()
+        return self.cache.prefix.following(model, model.get_base_model(), self.cache.test)
 
     def _keep(
         self, name: str, scored: Mapping[Role, Scores], chosen: Mapping[Role, Sequence[int]]

@@ -136,6 +136,75 @@ class Prefix:
         return found
 
     @contextlib.contextmanager
+    def listening(self, base: nn.Module) -> Iterator[list[Kept]]:
+        """Within the context every whole forward of a bare model adds what is kept of it.
+
+        Yields:
+            One entry a forward, on the CPU, in their order.
+        """
+        heard: list[Kept] = []
+        wanted = {(call.module, call.number): call for call in self.calls if call.is_kept}
+        counts: dict[str, int] = {}
+
+        def begin(_: nn.Module, args: Any) -> None:
+            counts.clear()
+            heard.append({})
+
+        def leave(name: str) -> Callable[..., None]:
+            def hook(_: nn.Module, args: Any, output: Any) -> None:
+                number = counts.get(name, 0)
+                counts[name] = number + 1
+                if (name, number) in wanted:
+                    values = pytree.tree_leaves(output)
+                    for key, place, leaf in wanted[name, number].named():
+                        heard[-1][key] = leaf.images_first(values[place]).cpu()
+
+            return hook
+
+        names = dict.fromkeys(call.module for call in self.calls if call.is_kept)
+        handles = [base.get_submodule(n).register_forward_hook(leave(n)) for n in names]
+        handles.append(base.register_forward_pre_hook(begin))
+        try:
+            yield heard
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @contextlib.contextmanager
+    def following(self, model: nn.Module, base: nn.Module, kept: Kept) -> Iterator[None]:
+        """Within the context forwards take the rows of what is kept one after the other.
+
+        Args:
+            model: what is called, with `pixel_values` by name: bare or wrapped.
+            base: the bare model.
+            kept: of all images that forwards will see, in their order.
+        """
+        place = 0
+        inside: list[Any] = []
+
+        def begin(_: nn.Module, args: Any, kwargs: Any) -> None:
+            nonlocal place
+            pixels = kwargs["pixel_values"]
+            rows = slice(place, place + len(pixels))
+            place += len(pixels)
+            now = {name: values[rows].to(pixels.device) for name, values in kept.items()}
+            inside.append(self.playing(base, now))
+            inside[-1].__enter__()
+
+        def end(_: nn.Module, args: Any, output: Any) -> None:
+            inside.pop().__exit__(None, None, None)
+
+        handles = [
+            model.register_forward_pre_hook(begin, with_kwargs=True),
+            model.register_forward_hook(end, always_call=True),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @contextlib.contextmanager
     def playing(self, base: nn.Module, kept: Kept, *, nothing: float = 0.0) -> Iterator[None]:
         """Within the context one forward takes the outputs of the prefix from what is kept.
 

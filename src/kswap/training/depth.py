@@ -25,16 +25,23 @@ hardly fall towards its input, while a step costs as much as it has blocks: half
 do, at a third of its cost or less (docs/performance.md)."""
 
 
+def num_frozen_as_said(stage: Stage, total: int) -> int | None:
+    """Return how many of `total` blocks stay as they are in a stage; None: its gradient says."""
+    depth = stage.config.depth
+    if depth == "auto":
+        return None
+    return 0 if depth == "all" else max(0, total - int(depth.removeprefix("last-")))
+
+
 def num_frozen_blocks(trainee: Trainee, stage: Stage, streams: Streams) -> int:
     """Return how many of the first blocks stay as they are in a stage.
 
     `auto` looks at the gradient of the terms of what the stage is there for, in a few batches.
     """
-    depth, total = stage.config.depth, len(trainee.groups)
-    if depth == "all":
-        return 0
-    if depth != "auto":
-        return max(0, total - int(depth.removeprefix("last-")))
+    total = len(trainee.groups)
+    said = num_frozen_as_said(stage, total)
+    if said is not None:
+        return said
     return total - blocks_needed(_squared_gradients(trainee, stage, streams))
 
 

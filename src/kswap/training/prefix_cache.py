@@ -45,6 +45,10 @@ class PrefixCache:
     """Blocks that do not train."""
     sources: dict[Role, list[Source]] = field(default_factory=dict)
     """The views of each role."""
+    heard: dict[Role, Kept] = field(default_factory=dict)
+    """Of training images as they are, from forwards that were done anyway."""
+    test: Kept = field(default_factory=dict)
+    """Of the test images of all roles, in the order in which they are scored."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,11 @@ class CacheSettings:
     """Images in a forward."""
     memory_limit_bytes: int
     disk_limit_bytes: int
+
+
+def joined(parts: Sequence[Kept]) -> Kept:
+    """Lay parts end to end."""
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
 
 
 def outer_modules(trainee: Trainee, blocks: Sequence[str]) -> set[str]:
@@ -212,6 +221,11 @@ def _fill(
             images = sources[role].images
             parts = _recorded(trainee, cache.prefix, images, changed, settings, seed, num_base)
             tensors: Kept = {}
+            if view == 0 and role in cache.heard:  # the first view is the image as it is
+                tensors = cache.heard.pop(role)
+                done += -(-len(images) // batch_size)
+                found.append(_view_of(sources[role], changed, tensors, cache.prefix.reads_pixels))
+                continue
             with _gathering(tensors, len(images), folder) as put:
                 for part in parts:
                     put(part)
