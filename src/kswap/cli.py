@@ -42,7 +42,13 @@ _BENCH_LISTS: dict[str, list[str] | list[int]] = {
     "variants": ["full"],
     "seeds": [0, 1, 2],
 }
-_BENCH_OPTIONS = frozenset(f"--{name}" for name in (*_BENCH_LISTS, "output", "jobs"))
+_BENCH_OPTIONS = frozenset(
+    f"--{name}"
+    for name in (
+        *(*_BENCH_LISTS, "output", "jobs"),
+        *("references", "reference-level", "train-references"),
+    )
+)
 """Options of bench that are no overrides of the config."""
 
 
@@ -182,6 +188,23 @@ def _dispatch(words: list[str]) -> int:
             f"--{name}", nargs="+", type=kind, default=chosen, help=f"default: {chosen}"
         )
     bench.add_argument("--jobs", type=int, default=1, help="processes side by side (default 1)")
+    bench.add_argument(
+        "--references",
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="models that never saw the forget data, to compare with (a demo has its own)",
+    )
+    bench.add_argument(
+        "--reference-level",
+        choices=("R1", "R2"),
+        help="what they are, see `kswap audit --help` (default R2)",
+    )
+    bench.add_argument(
+        "--train-references",
+        action="store_true",
+        help="fine-tune the backbone that --references names for each seed first (R2)",
+    )
     command("schema", "print the JSON Schema of the config")
 
     words, overrides = _split_overrides(words)
@@ -357,6 +380,9 @@ def _bench(arguments: argparse.Namespace, overrides: list[str]) -> None:
         variants=arguments.variants,
         seeds=arguments.seeds,
         jobs=arguments.jobs,
+        references=arguments.references,
+        reference_level=arguments.reference_level,
+        train_references=arguments.train_references,
         overrides=overrides,
         on_end=lambda name, problem: _say(f"kswap: {name}: {printable(problem) or 'done'}"),
     )
@@ -364,7 +390,7 @@ def _bench(arguments: argparse.Namespace, overrides: list[str]) -> None:
     _print(f"written to {arguments.output / 'bench.md'}, bench.csv and bench.json")
     if failures:
         raise UserError(
-            f"{len(failures)} runs failed, such as {failures[0]}; mend the cause and give the same "
+            f"{len(failures)} failed, such as {failures[0]}; mend the cause and give the same "
             "command again, which goes on"
         )
 

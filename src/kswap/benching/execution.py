@@ -40,7 +40,7 @@ class Job:
 
 
 def make_jobs(
-    values: Callable[[str], Mapping[str, Any]],
+    values: Callable[[Arm], Mapping[str, Any]],
     arms: Sequence[Arm],
     seeds: Sequence[int],
     output: Path,
@@ -48,7 +48,7 @@ def make_jobs(
     """Return all runs, seed by seed, so that a table of fewer seeds is there early.
 
     Args:
-        values: preset -> what its runs share: model, sources, what the user gave.
+        values: arm -> what its runs share: model, sources, what the user gave.
         arms: rows of the table.
         seeds: of each arm.
         output: folder of the run folders.
@@ -60,7 +60,7 @@ def make_jobs(
         Job(
             arm,
             seed,
-            arm.config(values(arm.preset), seed=seed, output=str(output / f"{arm.name}-{seed}")),
+            arm.config(values(arm), seed=seed, output=str(output / f"{arm.name}-{seed}")),
         )
         for seed in dict.fromkeys(seeds)
         for arm in arms
