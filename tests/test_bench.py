@@ -9,7 +9,7 @@ import pytest
 import yaml
 from conftest import NEW, OLD, tiny_processor, tiny_vit
 
-from kswap.benching.arms import Arm, make_arms
+from kswap.benching.arms import Arm, make_arms, matched_steps
 from kswap.benching.table import (
     Spread,
     Yardstick,
@@ -68,6 +68,20 @@ def test_a_variant_takes_one_role_out_of_the_later_stage_and_leaves_the_rest(pre
     assert roles(Arm(preset, "LF", "no-replay"), 0) == {"learn", "retain"}
     assert roles(Arm(preset, "FL"), 1) == {"learn", "forget", "retain"}
     assert roles(Arm(preset, "FL", "no-forget-term"), 1) == {"learn", "retain"}
+
+
+@pytest.mark.parametrize("order", ["LF", "FL", "LFL", "FLF", "J", "LFLF", "FLFL", "JLF", "L"])
+def test_every_order_has_the_same_steps_of_each_kind(order, values):
+    lengths = matched_steps(order, {"learn": 24, "forget": 12})["stages"]
+    steps = {kind: length["max_steps"] for kind, length in lengths.items()}
+    assert steps["joint"] == steps["learn"] + steps["forget"]
+    kinds = {"L": "learn", "F": "forget", "J": "joint"}
+    total = sum(steps[kinds[letter]] for letter in order)
+    assert total == (24 if order == "L" else 36)
+    values.pop("stages")
+    arm = Arm("default", order)
+    config = arm.config({**values, "stages": lengths}, seed=0, output=values["output"])
+    assert [s.config.max_steps for s in plan(config)] == [s.config.min_steps for s in plan(config)]
 
 
 def test_an_unknown_variant_is_refused():
@@ -232,6 +246,24 @@ def test_references_are_trained_once_per_seed_and_measured(values, never_saw, tm
     assert "reference of seed" not in capsys.readouterr().err
 
 
+def test_arms_are_audited_once_with_their_seeds_together(values, never_saw, tmp_path, capsys):
+    output = tmp_path / "bench"
+    path = tmp_path / "swap.yaml"
+    path.write_text(yaml.safe_dump(values))
+    words = ["bench", str(path), "--output", str(output), "--presets", "default", "--orders", "J"]
+    words += ["--seeds", "0", "1", "--references", str(never_saw), "--audit", "quick"]
+    assert main(words) == 0
+    assert "audit of default-J: done" in capsys.readouterr().err
+    row = json.loads((output / "bench.json").read_text())[-1]
+    assert row["verdict"] in ("known", "suppressed", "known, suppressed")
+    runs = [json.loads((output / f"runs/default-J-{s}/results.json").read_text()) for s in (0, 1)]
+    reason = runs[0]["audit"]["audits"]["A4"]["reason"]
+    assert reason == runs[1]["audit"]["audits"]["A4"]["reason"]
+    assert "N = 2 swapped and 1 reference" in reason
+    assert main(words) == 0
+    assert "audit of" not in capsys.readouterr().err
+
+
 def test_a_reference_scores_what_its_own_answers_say(values, never_saw):
     from kswap.audits.measuring import measure_reference
     from kswap.config import SwapConfig
@@ -264,6 +296,9 @@ def test_a_reference_that_knows_the_class_is_named_and_the_table_says_so(
         (["--references", "/none"], "--references: there is no folder"),
         (["--train-references"], "0 backbones"),
         (["--reference-level", "R3"], "R3"),
+        (["--audit", "deep"], "deep"),
+        (["--steps", "4", "0"], "0 steps of forget cannot be shared out among the 1 stages"),
+        (["--steps", "4"], "--steps"),
         (["--presets", "defualt"], "defualt"),
         (["--orders", "LX"], "LX"),
         (["--jobs", "0"], "--jobs"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from audits.subjects import (
@@ -12,6 +13,7 @@ from audits.subjects import (
     changed,
     confidences,
     forgotten,
+    masked_confidences,
     never_saw,
     trained,
     untouched,
@@ -51,8 +53,8 @@ def round_weights(given):
 
 def tell_models_apart(given):
     is_base = given.swapped.of("learn", "test").scores.total == 0
-    models = confidences("untouched" if is_base else "never saw", 8)
-    return quality.audit(given, models, confidences("reference", 16))
+    swapped = confidences("untouched" if is_base else "never saw", 5)
+    return quality.audit(given, quality.Models(swapped, confidences("reference", 5)))
 
 
 AUDITS = {
@@ -78,6 +80,31 @@ def test_of_the_untouched_base_it_says_still_known(name):
 def test_of_a_model_that_never_saw_the_classes_it_says_forgotten(name):
     found = AUDITS[name](forgotten())
     assert found.status == "pass", found.reason
+
+
+@pytest.mark.parametrize(("kind", "status"), [("untouched", "fail"), ("never saw", "pass")])
+def test_models_are_told_apart_where_references_lack_the_rows(kind, status):
+    given = untouched() if kind == "untouched" else forgotten()
+    models = quality.Models(masked_confidences(kind, 5), masked_confidences("reference", 5))
+    found = quality.audit(given, models)
+    assert found.status == status, found.reason
+    assert (found.values["N"], found.values["control"].n) == ([5, 5], 252)
+
+
+@pytest.mark.parametrize(
+    ("shape", "why"),
+    [
+        ((4, 5, 80), "N = 4 swapped and 5 reference models, 5 of each are needed"),
+        ((5, 5, 9), "9 forget-train images are in the train split of all runs"),
+    ],
+)
+def test_of_too_few_models_or_examples_nothing_is_said(shape, why):
+    swapped, references, examples = shape
+    rng = np.random.default_rng(0)
+    models = quality.Models(*(rng.standard_normal((n, examples)) for n in (swapped, references)))
+    found = quality.audit(forgotten(), models)
+    assert found.status == "not available"
+    assert why in found.reason
 
 
 @pytest.mark.parametrize("name", AUDITS)

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kswap.audits.findings import LEVELS, Level
 from kswap.audits.subjects import ReferenceLevel
 from kswap.benching import references as referring
 from kswap.benching import table
-from kswap.benching.arms import Arm, make_arms
+from kswap.benching.arms import Arm, make_arms, matched_steps
+from kswap.benching.audits import audit_arms
 from kswap.benching.execution import Job, finished, make_jobs, run_jobs
 from kswap.demo import demo_values, write_demo
 from kswap.errors import UserError
@@ -34,6 +36,8 @@ def bench(
     references: Sequence[str | Path] = (),
     reference_level: ReferenceLevel | None = None,
     train_references: bool = False,
+    audit: Level | None = None,
+    steps: Mapping[str, int] | None = None,
     overrides: Sequence[str] = (),
     on_end: Callable[[str, str], None] = lambda name, problem: None,
 ) -> tuple[str, list[str]]:
@@ -53,6 +57,10 @@ def bench(
         reference_level: R1, trained from scratch with the base's budget, or R2 (default).
         train_references: fine-tune the one backbone that `references` names for each seed, and
             compare with these (R2) in scores and seconds.
+        audit: level at which every arm is audited, its seeds together; A4 takes 5 seeds and 5
+            references, so that `train_references` is wanted. None: not audited here.
+        steps: all steps of `learn` and of `forget` in any order, shared out among its stages, so
+            that orders are compared at the same length. None: as the presets say.
         overrides: words such as `--training.device cpu`, for every run.
         on_end: called with the name of each run that ended, and what went wrong ("": nothing).
 
@@ -65,12 +73,15 @@ def bench(
     if jobs < 1:
         raise UserError(f"--jobs: {jobs} processes cannot run anything; give 1 or more")
     output = output.expanduser().resolve()
-    values = _suite(suite, output, parse_overrides(overrides))
     arms = make_arms(presets, orders, variants)
-    made = make_jobs(values, arms, seeds, output / "runs")
+    lengths = {arm: matched_steps(arm.order, steps) if steps else {} for arm in arms}
+    values = suite_values(suite, output, parse_overrides(overrides))
+    made = make_jobs(lambda arm: merge(values(arm), lengths[arm]), arms, seeds, output / "runs")
     if not made:
         raise UserError("--seeds, --presets, --orders: nothing is left to run; name one of each")
     task = find_task(made[0].config.model)
+    if audit is not None and audit not in LEVELS:
+        raise UserError(f"--audit: {audit!r} is none; take one of {', '.join(LEVELS)}, or none")
     if reference_level not in (None, "R1", "R2"):
         raise UserError(f"--reference-level: {reference_level!r} is none; take R1 or R2")
     if train_references and reference_level == "R1":
@@ -89,22 +100,32 @@ def bench(
         yardsticks: dict[int, table.Yardstick] = {}
         why = table.NO_REFERENCE
         try:
-            sources = _sources(runs, named, output, train=train_references, on_end=on_end)
-            level = reference_level or "R2"
+            sources = reference_sources(runs, named, output, train=train_references, on_end=on_end)
+            level: ReferenceLevel = reference_level or "R2"
             yardsticks = referring.measure(runs, sources, level, output / "references.json")
+            if audit is not None:
+                failures += audit_arms(
+                    made,
+                    sources,
+                    output / "audits",
+                    level=audit,
+                    reference_level=level,
+                    num_jobs=jobs,
+                    on_end=on_end,
+                )
         except UserError as error:
             why = f"the reference cannot be used ({error})"
             failures.append(str(error))
         return write_tables(made, output, yardsticks, timed=jobs == 1, why=why), failures
 
 
-def _sources(
+def reference_sources(
     runs: Mapping[int, Path],
     named: Sequence[str],
     output: Path,
     *,
-    train: bool,
-    on_end: Callable[[str, str], None],
+    train: bool = False,
+    on_end: Callable[[str, str], None] = lambda name, problem: None,
 ) -> dict[int, list[str]]:
     """Return seed -> its references: trained, named, or those of the demo."""
     if train:
@@ -140,10 +161,19 @@ def write_tables(
     return text
 
 
-def _suite(
+def suite_values(
     suite: str | Path, output: Path, over: Mapping[str, Any]
 ) -> Callable[[Arm], Mapping[str, Any]]:
-    """Return arm -> what its runs share; write the model and pictures of a demo."""
+    """Return arm -> what its runs share; write the model and pictures of a demo.
+
+    Args:
+        suite: name of a demo, or a YAML config.
+        output: folder of the bench.
+        over: what the user gave besides.
+
+    Raises:
+        UserError: the config cannot be read, or a value is what a bench varies.
+    """
     for key in ("preset", "order", "seed", "output"):
         if key in over:
             raise UserError(f"--{key}: is what a bench varies; use --{key}s (or --output DIR)")
