@@ -28,6 +28,7 @@ from kswap.audits.work import Note, Work, find_reference, fit_reference_data, lo
 from kswap.data import ImageSet, SwapData
 from kswap.errors import UserError
 from kswap.files import disk_errors
+from kswap.models.adapter import read_matrices
 from kswap.report.page import draw_report
 from kswap.run_folder import open_run, read_results, write_results
 from kswap.settings import Role, Split
@@ -201,7 +202,7 @@ def _audit(
             work, run_dir, reference, reference_level, train=train_reference, on_note=on_note
         )
         fit_reference_data(work)
-        case, again = _observe(work, on_note)
+        case, again = _observe(work, run_dir, on_note)
         found = describe_reference(work, case)
         findings = run_audits(
             case,
@@ -222,7 +223,7 @@ def _audit(
     return answer
 
 
-def _observe(work: Work, on_note: Note) -> tuple[Case, Again]:
+def _observe(work: Work, run_dir: Path, on_note: Note) -> tuple[Case, Again]:
     """Look at all images once with every model."""
     count, num_base = len(work.data.id2label), work.data.num_base_classes
     todo: dict[SubjectName, tuple[Any, Any, SwapData]] = {
@@ -289,6 +290,7 @@ def _observe(work: Work, on_note: Note) -> tuple[Case, Again]:
         names=work.data.id2label,
         num_forget=len(work.data.sets["forget"]["train"]) if "forget" in work.data.sets else 0,
         adapter=work.config.adapter,
+        own_lora=read_matrices(run_dir / "adapter"),
         factor=4 if work.level == "strict" else 1,
     )
     return case, again

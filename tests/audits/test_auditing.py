@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from audits.conftest import save_model, shift_weights
 from conftest import NEW, OLD, tiny_processor, tiny_vit
@@ -85,6 +86,51 @@ def test_a_strict_audit_runs_all_eleven(run_dir, reference_dir, monkeypatch):
     assert a4["status"] == "not available"
     assert "N = 1 swapped and 1 reference" in a4["reason"]
     assert "new LoRA, 10 % of forget" in answer["audits"]["A7"]["values"]
+    assert "same LoRA, 10 % of forget" in answer["audits"]["A7"]["values"]
+
+
+def test_the_adapter_can_be_taken_out_of_the_merged_weights_again(run_dir, base_dir):
+    """The function stays, the weights below are the base's, and the run's matrices train."""
+    from kswap.models.adapter import attach, continue_from, read_matrices
+    from kswap.models.head import find_heads
+    from kswap.models.structure import find_ffn_blocks
+    from kswap.settings import AdapterConfig
+
+    merged, base = (
+        kswap.load(run_dir)[0],
+        tiny_vit().from_pretrained(base_dir),
+    )
+    images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before = merged.eval()(images).logits
+    given = AdapterConfig(**yaml.safe_load((run_dir / "config.yaml").read_text())["adapter"])
+    blocks, heads = find_ffn_blocks(merged), find_heads(merged)
+    net = attach(merged, blocks, given, head_names=heads, seed=0, head_train="all")
+    matrices = read_matrices(run_dir / "adapter")
+    continue_from(net, matrices)
+    with torch.no_grad():
+        assert torch.allclose(net(images).logits, before, atol=1e-5)
+    plain = base.state_dict()
+    for name, weight in net.get_base_model().state_dict().items():
+        if ".base_layer.weight" in name:
+            own = plain[name.replace(".base_layer", "")]
+            assert torch.allclose(weight, own, atol=1e-5)
+            assert not torch.equal(matrices[name.replace("base_layer", "lora_B")], 0 * own[:, :1])
+    with pytest.raises(UserError, match=r"adapter: .* missing or too many"):
+        continue_from(net, dict(list(matrices.items())[1:]))
+
+
+def test_an_adapter_that_is_gone_is_said(run_dir, reference_dir):
+    from kswap.audits import battery
+    from kswap.audits.relearning import Condition
+
+    shutil.rmtree(run_dir / "adapter")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(battery.relearning, "STANDARD", (Condition("10 % of forget", "same LoRA"),))
+        answer = kswap.audit(run_dir, level="standard", reference=reference_dir)
+    check_shape(answer)
+    row = answer["audits"]["A7"]["tables"][0]["rows"][0]
+    assert row[:2] == ["same LoRA, 10 % of forget", "not available: the run's adapter is gone"]
 
 
 def references_of(folder: Path, reference_dir: Path, count: int) -> list[str]:

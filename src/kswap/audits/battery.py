@@ -43,6 +43,8 @@ def run_audits(
     conditions = relearning.STRICT if level == "strict" else relearning.STANDARD
     budget = retraining.STRICT if level == "strict" else retraining.STANDARD
 
+    without = {} if again.own_lora else {"same LoRA": "the run's adapter is gone"}
+
     def relearn(condition: Condition, name: SubjectName, draw: int) -> Course:
         if condition.trains == "head":
             return relearn_head(
@@ -72,7 +74,7 @@ def run_audits(
         ),
         ("A3", "strict", lambda: shadow.audit(case)),
         ("A4", "strict" if several is None else "quick", lambda: quality.audit(case, several)),
-        ("A7", "standard", lambda: relearning.audit(case, relearn, conditions)),
+        ("A7", "standard", lambda: relearning.audit(case, relearn, conditions, without=without)),
         ("A9", "standard", lambda: precision.audit(case, again.variants())),
         ("A10", "quick", lambda: anomaly.audit(case)),
         ("A11", "quick", lambda: collateral.audit(case)),
