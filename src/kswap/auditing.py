@@ -14,6 +14,7 @@ from typing import Any
 
 from kswap.audits import references, reversal, several
 from kswap.audits.battery import run_audits
+from kswap.audits.earlier import earlier_classes
 from kswap.audits.features import Observed, observe, seconds_per_image
 from kswap.audits.findings import LEVELS, Finding, Level
 from kswap.audits.measuring import make_reference
@@ -279,6 +280,7 @@ def _observe(work: Work, run_dir: Path, on_note: Note) -> tuple[Case, Again]:
         valid=references.describe(work.reference, subjects["base"], subjects.get("reference"))[
             "valid"
         ],
+        earlier=earlier_classes(work),
     )
     again = Again(
         task=work.base.task,

@@ -238,6 +238,26 @@ def test_runs_that_do_not_belong_together_are_refused(mistake, said, more_runs, 
     assert json.loads((runs[0] / "results.json").read_text())["audit"] == {}
 
 
+def test_classes_that_an_earlier_swap_forgot_are_scored_again(swapped_run, old_images, tmp_path):
+    values = {
+        "model": str(swapped_run / "model"),  # it forgot red
+        "forget": {"data": str(old_images), "classes": ["green"]},
+        "retain": {"data": str(old_images)},
+        "order": "F",
+        "output": str(tmp_path / "second"),
+        "stages": {"forget": {"max_steps": 2, "min_steps": 1}},
+        "training": {"device": "cpu"},
+    }
+    kswap.swap(SwapConfig.from_mapping(values))
+    answer = kswap.audit(tmp_path / "second")
+    check_shape(answer)
+    tables = {table["title"]: table for table in answer["audits"]["A1"]["tables"]}
+    rows = tables["Classes that an earlier swap forgot, test"]["rows"]
+    assert [row[0] for row in rows] == ["red"]
+    assert rows[0][1] > 0
+    assert rows[0][2]["n"] == rows[0][3]["n"] == rows[0][1]
+
+
 def test_without_a_reference_it_says_so_and_never_passes(run_dir):
     answer = kswap.audit(run_dir)
     check_shape(answer)

@@ -32,7 +32,8 @@ from kswap.audits import (
     scores,
     shadow,
 )
-from kswap.audits.subjects import control_of
+from kswap.audits.statistics import share_interval
+from kswap.audits.subjects import EarlierClass, control_of
 from kswap.audits.verdict import verdict
 
 
@@ -131,6 +132,20 @@ def test_a_hurt_class_is_named_and_an_unhurt_model_is_not_blamed():
     found = collateral.audit(case(hurt))
     assert (found.status, found.values["hurt"]) == ("fail", ["class1"])
     assert found.values["cka"]["block 1"] == pytest.approx(1.0)
+
+
+def test_a_class_that_an_earlier_swap_forgot_and_that_comes_back_is_a_warning():
+    gone, half = share_interval([False] * 20), share_interval([True] * 10 + [False] * 10)
+    absent = "not available: no source of the run has test images of it"
+    earlier = (
+        EarlierClass("stays", 20, gone, gone),
+        EarlierClass("back", 20, gone, half),
+        EarlierClass("absent", 0, absent, absent),
+        EarlierClass("back too", 20, 0.0, 0.4),
+    )
+    found = scores.audit(replace(forgotten(), earlier=earlier), score_name="top1")
+    assert [text.split(",")[0] for text in found.warnings] == ["back", "back too"]
+    assert found.status == "pass"
 
 
 def test_removal_is_never_a_pass_and_finds_the_rank():
