@@ -246,6 +246,7 @@ def test_references_are_trained_once_per_seed_and_measured(values, never_saw, tm
     assert "reference of seed" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_arms_are_audited_once_with_their_seeds_together(values, never_saw, tmp_path, capsys):
     output = tmp_path / "bench"
     path = tmp_path / "swap.yaml"

@@ -65,6 +65,7 @@ def test_the_study_that_ships_has_every_order_with_and_without_each_term(study, 
             assert "known" in stage.config.terms or stage.kind == "forget"
 
 
+@pytest.mark.slow
 def test_a_tiny_study_goes_on_and_writes_its_section(study, tiny, page, tmp_path, capsys):
     words = ["--study", str(tiny), "--output", str(tmp_path / "study")]
     assert study.main([*words, "--only", "FL"]) == 0

@@ -191,6 +191,7 @@ def test_runs_without_references_have_no_a4_and_say_so(more_runs):
     assert answer["reference"]["level"] == "R3"
 
 
+@pytest.mark.slow
 def test_a_reference_is_trained_for_each_run_with_its_seed(more_runs, tmp_path):
     backbone = save_model(tmp_path / "backbone", (*OLD[1:], *NEW))
     runs = more_runs(2)
