@@ -16,9 +16,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tables import write_section
+from tables import section, write_section
 
-from kswap.benching import table
+from kswap.benching.references import yardsticks_beside
 
 CACHE = Path(os.environ.get("KSWAP_BENCH", Path.home() / ".cache/kswap-data/bench"))
 
@@ -37,8 +37,9 @@ def main() -> int:
         if done.returncode:
             return done.returncode
         found.append(json.loads((to / "results.json").read_text()))
-    rows = table.rows({"kswap demo": found})
-    write_section("demo classification", table.markdown(rows, timed=True))
+    folders = [CACHE / f"demo-classification-{seed}" for seed in arguments.seeds]
+    yardsticks = yardsticks_beside(folders, CACHE / "demo-references.json")
+    write_section("demo classification", section({"kswap demo": found}, yardsticks, timed=True))
     return 0
 
 

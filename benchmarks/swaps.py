@@ -19,9 +19,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tables import write_section
+from tables import section, write_section
 
-from kswap.benching import table
+from kswap.benching import references, table
 from kswap.benching.arms import Arm, make_arms
 from kswap.benching.execution import Job, finished, make_jobs, run_jobs
 from kswap.demo import demo_values, write_demo
@@ -92,10 +92,17 @@ def run_folders(task: str) -> Path:
 
 
 def write_table(task: str, jobs: list[Job]) -> None:
-    """Write the finished runs into the page."""
-    found = finished(jobs)
-    if found:
-        write_section(task, table.markdown(table.rows(found), timed=False))
+    """Write the finished runs into the page, compared with the reference that the demo ships."""
+    found, reference = finished(jobs), run_folders(task) / "demo-reference"
+    if not found:
+        return
+    yardsticks: dict[int, table.Yardstick] = {}
+    if (reference / "config.json").is_file():
+        runs = references.runs_by_seed([job.config.output for job in jobs])
+        sources = {seed: [str(reference)] for seed in runs}
+        cache_path = run_folders(task) / "references.json"
+        yardsticks = references.measure(runs, sources, "R2", cache_path)
+    write_section(task, section(found, yardsticks, timed=False))
 
 
 def main() -> int:
@@ -114,8 +121,8 @@ def main() -> int:
         folder.mkdir(parents=True, exist_ok=True)
         write_demo(task, folder / "demo")
 
-    def values(preset: str) -> Mapping[str, Any]:
-        return sources(task, preset)
+    def values(arm: Arm) -> Mapping[str, Any]:
+        return sources(task, arm.preset)
 
     jobs = [
         *make_jobs(values, SEEDED[task], arguments.seeds, folder),

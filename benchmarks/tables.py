@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from kswap.benching import table
 
 RESULTS = Path(__file__).parents[1] / "docs/results.md"
+
+
+def section(
+    found: Mapping[str, Sequence[Mapping[str, Any]]],
+    yardsticks: Mapping[int, table.Yardstick],
+    *,
+    timed: bool,
+) -> str:
+    """Return the table of finished runs, and the references that it compares with."""
+    text = table.markdown(table.rows(found, yardsticks, timed=timed), timed=timed)
+    return f"{text}\n\n{table.describe(yardsticks)}" if yardsticks else text
 
 
 def write_section(name: str, text: str) -> None:

@@ -7,15 +7,26 @@ import json
 
 import pytest
 import yaml
+from conftest import NEW, OLD, tiny_processor, tiny_vit
 
-from kswap.benching.arms import Arm, make_arms
-from kswap.benching.table import Spread, harmonic, markdown, measures, rows, spread
+from kswap.benching.arms import Arm, make_arms, matched_steps
+from kswap.benching.table import (
+    Spread,
+    Yardstick,
+    describe,
+    harmonic,
+    markdown,
+    measures,
+    plain,
+    rows,
+    spread,
+)
 from kswap.cli import main
 from kswap.errors import UserError
 from kswap.plan import plan
 
 
-def run_of(*stages, seconds=1.0):
+def run_of(*stages, seconds=1.0, seed=0):
     names = ("base", "1-learn", "2-forget")
     return {
         "stages": [
@@ -23,7 +34,11 @@ def run_of(*stages, seconds=1.0):
             for name, one in zip(names, stages, strict=False)
         ],
         "seconds": {"total": seconds},
+        "seed": seed,
     }
+
+
+REFERENCE = Yardstick("R2", ("never-saw",), {"learn": 0.9, "forget": 0.0, "retain": 0.8})
 
 
 @pytest.mark.parametrize(
@@ -53,6 +68,20 @@ def test_a_variant_takes_one_role_out_of_the_later_stage_and_leaves_the_rest(pre
     assert roles(Arm(preset, "LF", "no-replay"), 0) == {"learn", "retain"}
     assert roles(Arm(preset, "FL"), 1) == {"learn", "forget", "retain"}
     assert roles(Arm(preset, "FL", "no-forget-term"), 1) == {"learn", "retain"}
+
+
+@pytest.mark.parametrize("order", ["LF", "FL", "LFL", "FLF", "J", "LFLF", "FLFL", "JLF", "L"])
+def test_every_order_has_the_same_steps_of_each_kind(order, values):
+    lengths = matched_steps(order, {"learn": 24, "forget": 12})["stages"]
+    steps = {kind: length["max_steps"] for kind, length in lengths.items()}
+    assert steps["joint"] == steps["learn"] + steps["forget"]
+    kinds = {"L": "learn", "F": "forget", "J": "joint"}
+    total = sum(steps[kinds[letter]] for letter in order)
+    assert total == (24 if order == "L" else 36)
+    values.pop("stages")
+    arm = Arm("default", order)
+    config = arm.config({**values, "stages": lengths}, seed=0, output=values["output"])
+    assert [s.config.max_steps for s in plan(config)] == [s.config.min_steps for s in plan(config)]
 
 
 def test_an_unknown_variant_is_refused():
@@ -91,6 +120,60 @@ def test_the_best_is_bold_only_where_its_interval_is_clear():
     assert "**" not in markdown(rows({"a": good[:1], "b": poor[:1]}), timed=False)
 
 
+def test_comparisons_with_a_reference_by_hand():
+    run = run_of((0.0, 0.8, 0.9), (0.8, 0.2, 0.9))
+    found = measures(run, 1, REFERENCE)
+    assert found["tow"] == pytest.approx(0.9 * 0.8 * 0.9)
+    assert found["gap"] == pytest.approx((0.1 + 0.2 + 0.1) / 3)
+    as_reference = measures(run_of((0.0, 0.8, 0.9), (0.9, 0.0, 0.8)), 1, REFERENCE)
+    assert (as_reference["tow"], as_reference["gap"]) == (1.0, 0.0)
+    assert measures(run, 1)["tow"] is None
+    only_forgets = measures(run_of((None, 0.8, 0.9), (None, 0.2, 0.8)), 1, REFERENCE)
+    assert only_forgets["tow"] == pytest.approx(0.8)
+    lacking = Yardstick("R2", ("m",), {"learn": None, "forget": 0.0, "retain": 0.8})
+    assert measures(run, 1, lacking)["gap"] is None
+
+
+def test_time_against_retraining_is_a_ratio_of_the_same_seed():
+    runs = [run_of((0.0, 0.8, 0.9), (0.9, 0.0, 0.9), seconds=s, seed=s) for s in (10, 20)]
+    trained = {
+        seed: Yardstick("R2", ("m",), REFERENCE.scores, seconds) for seed, seconds in
+        ((10, 40.0), (20, 40.0))
+    }  # fmt: skip
+    row = rows({"a": runs}, trained)[-1]
+    assert row["ratio"].mean == pytest.approx(3.0)
+    assert "| 3.00 ± 12.71 |" in markdown([row], timed=True)
+    assert "trained in 40 s" in describe(trained)
+
+
+@pytest.mark.parametrize(
+    ("given", "timed", "why"),
+    [
+        ({}, True, "no reference was given"),
+        ({0: REFERENCE}, True, "not trained here"),
+        ({0: Yardstick("R2", ("m",), REFERENCE.scores, 9.0)}, False, "side by side"),
+    ],
+)
+def test_what_could_not_be_had_says_why(given, timed, why):
+    made = rows({"a": [run_of((0.0, 0.8, 0.9), (0.9, 0.0, 0.9))]}, given, timed=timed)
+    text = markdown(made, timed=timed)
+    assert "| not available |" in text.splitlines()[3]
+    assert why in text.splitlines()[-1]
+    values = plain(made)[-1]
+    assert values["ratio"].startswith("not available: ")
+    assert why in values["ratio"]
+    assert isinstance(values["tow"], float if given else str)
+
+
+def test_the_smallest_gap_and_the_largest_tow_are_bold():
+    near = [run_of((0.0, 0.8, 0.9), (0.9 + d, 0.0, 0.8)) for d in (0.0, 0.001, 0.002)]
+    far = [run_of((0.0, 0.8, 0.9), (0.4 + d, 0.0, 0.8)) for d in (0.0, 0.001, 0.002)]
+    text = markdown(rows({"near": near, "far": far}, {0: REFERENCE}), timed=False)
+    assert text.splitlines()[0].count("(R2)") == 2
+    assert [line.count("**") for line in text.splitlines()[3:6:2]] == [6, 0]
+    assert "**0.0 ± 0.1**" not in text.splitlines()[5]
+
+
 def test_bench_runs_what_is_missing_and_writes_one_table(values, tmp_path, capsys):
     output = tmp_path / "bench"
     path = tmp_path / "swap.yaml"
@@ -124,9 +207,99 @@ def test_bench_runs_what_is_missing_and_writes_one_table(values, tmp_path, capsy
     assert (output / "runs/default-J-0/results.json").stat().st_mtime_ns == finished
 
 
+@pytest.fixture
+def never_saw(tmp_path):
+    """A model of the classes to retain and to learn."""
+    names = (*OLD[1:], *NEW)
+    tiny_vit(names).save_pretrained(tmp_path / "never-saw")
+    tiny_processor().save_pretrained(tmp_path / "never-saw")
+    return tmp_path / "never-saw"
+
+
+def test_references_are_trained_once_per_seed_and_measured(values, never_saw, tmp_path, capsys):
+    output = tmp_path / "bench"
+    path = tmp_path / "swap.yaml"
+    path.write_text(yaml.safe_dump(values))
+    words = ["bench", str(path), "--output", str(output), "--presets", "default"]
+    words += ["--orders", "J", "--seeds", "0", "1"]
+    assert main([*words, "--references", str(never_saw)]) == 0
+    capsys.readouterr()
+    named = json.loads((output / "bench.json").read_text())[-1]
+    assert named["reference"] == "R2"
+    assert 0 <= named["gap"] <= 1
+    assert named["ratio"].startswith("not available: the reference was not trained here")
+    assert main([*words, "--references", str(never_saw), "--train-references"]) == 0
+    said = capsys.readouterr()
+    assert said.err.count("reference of seed") == 2
+    assert "R2" in said.out
+    row = json.loads((output / "bench.json").read_text())[-1]
+    assert row["ratio"] > 0
+    took = [json.loads((output / f"references/{s}/reference.json").read_text()) for s in (0, 1)]
+    assert [one["seed"] for one in took] == [0, 1]
+    runs = [json.loads((output / f"runs/default-J-{s}/results.json").read_text()) for s in (0, 1)]
+    by_hand = [
+        one["seconds"] / run["seconds"]["total"] for one, run in zip(took, runs, strict=True)
+    ]
+    assert row["ratio"] == pytest.approx(sum(by_hand) / 2, abs=1e-6)
+    assert len(json.loads((output / "references.json").read_text())) == 4
+    assert main([*words, "--references", str(never_saw), "--train-references"]) == 0
+    assert "reference of seed" not in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_arms_are_audited_once_with_their_seeds_together(values, never_saw, tmp_path, capsys):
+    output = tmp_path / "bench"
+    path = tmp_path / "swap.yaml"
+    path.write_text(yaml.safe_dump(values))
+    words = ["bench", str(path), "--output", str(output), "--presets", "default", "--orders", "J"]
+    words += ["--seeds", "0", "1", "--references", str(never_saw), "--audit", "quick"]
+    assert main(words) == 0
+    assert "audit of default-J: done" in capsys.readouterr().err
+    row = json.loads((output / "bench.json").read_text())[-1]
+    assert row["verdict"] in ("known", "suppressed", "known, suppressed")
+    runs = [json.loads((output / f"runs/default-J-{s}/results.json").read_text()) for s in (0, 1)]
+    reason = runs[0]["audit"]["audits"]["A4"]["reason"]
+    assert reason == runs[1]["audit"]["audits"]["A4"]["reason"]
+    assert "N = 2 swapped and 1 reference" in reason
+    assert main(words) == 0
+    assert "audit of" not in capsys.readouterr().err
+
+
+def test_a_reference_scores_what_its_own_answers_say(values, never_saw):
+    from kswap.audits.measuring import measure_reference
+    from kswap.config import SwapConfig
+    from kswap.swapping import swap
+
+    values["order"] = "J"
+    run_dir = swap(SwapConfig.from_mapping(values)).run_dir
+    scores = measure_reference(run_dir, str(never_saw), "R2")
+    assert scores["forget"] == 0.0  # it has no row for red
+    assert set(scores) == {"learn", "forget", "retain"}
+    assert all(value is not None for value in scores.values())
+
+
+def test_a_reference_that_knows_the_class_is_named_and_the_table_says_so(
+    values, base_dir, tmp_path, capsys
+):
+    path = tmp_path / "swap.yaml"
+    path.write_text(yaml.safe_dump(values))
+    words = ["bench", str(path), "--output", str(tmp_path / "bench"), "--presets", "default"]
+    words += ["--orders", "J", "--seeds", "0", "--references", str(base_dir)]
+    assert main(words) == 2
+    said = capsys.readouterr()
+    assert "red among its labels" in said.err.strip().splitlines()[-1]
+    assert "not available: the reference cannot be used" in said.out
+
+
 @pytest.mark.parametrize(
     ("extra", "named"),
     [
+        (["--references", "/none"], "--references: there is no folder"),
+        (["--train-references"], "0 backbones"),
+        (["--reference-level", "R3"], "R3"),
+        (["--audit", "deep"], "deep"),
+        (["--steps", "4", "0"], "0 steps of forget cannot be shared out among the 1 stages"),
+        (["--steps", "4"], "--steps"),
         (["--presets", "defualt"], "defualt"),
         (["--orders", "LX"], "LX"),
         (["--jobs", "0"], "--jobs"),

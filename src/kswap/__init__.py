@@ -21,6 +21,7 @@ _WHERE = {
     "evaluate": "kswap.swapping",
     "draw_report": "kswap.report.page",
     "audit": "kswap.auditing",
+    "audit_runs": "kswap.auditing",
 }
 __all__ = [
     "SwapConfig",
@@ -28,6 +29,7 @@ __all__ = [
     "UserError",
     "__version__",
     "audit",
+    "audit_runs",
     "bench",
     "draw_report",
     "evaluate",
@@ -36,7 +38,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from kswap.auditing import audit
+    from kswap.auditing import audit, audit_runs
     from kswap.benching.bench import bench
     from kswap.config import SwapConfig
     from kswap.errors import UserError

@@ -8,30 +8,25 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kswap.audits import references, reversal
+from kswap.audits import references, reversal, several
 from kswap.audits.battery import run_audits
-from kswap.audits.features import Observed, observe, seconds_per_image
 from kswap.audits.findings import LEVELS, Finding, Level
+from kswap.audits.looking import look_at
+from kswap.audits.measuring import make_reference
+from kswap.audits.quality import Models
 from kswap.audits.references import beside
-from kswap.audits.sampling import chosen_sets, num_images
-from kswap.audits.subjects import Case, ReferenceLevel, Subject, SubjectName, control_of
-from kswap.audits.units import units_of
+from kswap.audits.subjects import Case, ReferenceLevel
 from kswap.audits.verdict import verdict
-from kswap.audits.views import Again
-from kswap.audits.work import Note, Work, find_reference, fit_reference_data, load_run, pixels_of
-from kswap.data import ImageSet, SwapData
+from kswap.audits.work import Note, Work, find_reference, fit_reference_data, load_run
 from kswap.errors import UserError
 from kswap.files import disk_errors
-from kswap.plan import plan
 from kswap.report.page import draw_report
 from kswap.run_folder import open_run, read_results, write_results
-from kswap.settings import Role, Split
 from kswap.training.device import memory_errors
-from kswap.training.progress import progress
 
 
 def audit(
@@ -65,16 +60,134 @@ def audit(
     Raises:
         UserError: not a finished run, its data is gone, or the reference cannot be one.
     """
-    begin = time.perf_counter()
     run_dir = Path(run_dir).expanduser()
-    if level not in LEVELS:
-        raise UserError(f"level: {level!r} is none; take one of {', '.join(LEVELS)}")
-    if reference_level not in (None, "R1", "R2"):
-        raise UserError(f"reference_level: {reference_level!r} is none; take R1 or R2")
+    _check(level, reference_level)
     if reference_level is not None and reference is None and not beside(run_dir.resolve()):
         raise UserError(
             f"--reference-level: {reference_level} of no reference; name one with --reference"
         )
+    return _audit(
+        run_dir,
+        level=level,
+        reference=reference,
+        reference_level=reference_level,
+        train_reference=train_reference,
+        seed=seed,
+        on_note=on_note,
+    )
+
+
+def audit_runs(
+    run_dirs: Sequence[str | Path],
+    *,
+    level: Level = "quick",
+    references: Sequence[str | Path] = (),
+    reference_level: ReferenceLevel | None = None,
+    train_reference: bool = False,
+    seed: int = 0,
+    on_note: Note = lambda note: None,
+) -> list[dict[str, Any]]:
+    """Audit runs of one config with different seeds together: only so there is an A4.
+
+    A4 is asked of all runs and all references at once, at every level; each run's other audits
+    compare it with one reference: the k-th run with the k-th named one, round and round, or with
+    the model beside the run.
+
+    Args:
+        run_dirs: folders of finished runs that differ in seed and output only.
+        level: as of `audit`.
+        references: hub ids or folders of models that never saw the forget data, with seeds of their
+            own. Left out: RUN-reference beside each run, where there is one.
+        reference_level: as of `audit`.
+        train_reference: fine-tune the one backbone that `references` names for each run with the
+            run's seed, as RUN-reference, unless that is there.
+        seed: of everything that is drawn or trained.
+        on_note: called at once with whatever the user should know.
+
+    Returns:
+        What is under "audit" in each run's results.json.
+
+    Raises:
+        UserError: the runs are not of one config, or as `audit`.
+    """
+    begin = time.perf_counter()
+    runs = [Path(run_dir).expanduser() for run_dir in run_dirs]
+    named: list[str | None] = [str(source) for source in references]
+    _check(level, reference_level)
+    if not runs:
+        raise UserError("audit: no run was named; name the output of a finished `kswap run`")
+    several.check_runs(runs)
+    with memory_errors():
+        if train_reference:
+            _train_references(runs, named, on_note)
+        if train_reference or not named:
+            named = [None if (path := beside(run.resolve())) is None else str(path) for run in runs]
+        if reference_level is not None and not any(named):
+            raise UserError(
+                f"--reference-level: {reference_level} of no reference; name one with --reference"
+            )
+        models = several.gather(
+            runs,
+            list(dict.fromkeys(source for source in named if source is not None)),
+            reference_level or "R2",
+            level=level,
+            seed=seed,
+            on_note=on_note,
+        )
+    each = (time.perf_counter() - begin) / len(runs)
+    answers = []
+    for number, run_dir in enumerate(runs):
+        on_note(f"{run_dir}: run {number + 1} of {len(runs)}")
+        answers.append(
+            _audit(
+                run_dir,
+                level=level,
+                reference=named[number % len(named)],
+                reference_level=reference_level,
+                models=models,
+                gathering_s=each,
+                seed=seed,
+                on_note=on_note,
+            )
+        )
+    return answers
+
+
+def _check(level: str, reference_level: str | None) -> None:
+    if level not in LEVELS:
+        raise UserError(f"level: {level!r} is none; take one of {', '.join(LEVELS)}")
+    if reference_level not in (None, "R1", "R2"):
+        raise UserError(f"reference_level: {reference_level!r} is none; take R1 or R2")
+
+
+def _train_references(runs: Sequence[Path], named: Sequence[str | None], on_note: Note) -> None:
+    """Write RUN-reference for each run that has none."""
+    if len(named) != 1 or named[0] is None:
+        raise UserError(
+            f"--train-reference: {len(named)} backbones were named with --reference; name the one "
+            "that never saw the classes to forget"
+        )
+    for run in runs:
+        if beside(run.resolve()) is None:
+            on_note(f"{run}: its reference is fine-tuned")
+            to_dir = run.resolve().with_name(f"{run.resolve().name}-reference")
+            make_reference(run, named[0], to_dir, seed=int(read_results(run)["seed"]))
+
+
+def _audit(
+    run_dir: Path,
+    *,
+    level: Level,
+    reference: str | Path | None,
+    reference_level: ReferenceLevel | None,
+    train_reference: bool = False,
+    models: Models | None = None,
+    gathering_s: float = 0.0,
+    seed: int,
+    on_note: Note,
+) -> dict[str, Any]:
+    """Audit one run; A4 is asked of `models`, which took `gathering_s`."""
+    begin = time.perf_counter()
     results = read_results(run_dir)
     with memory_errors(), disk_errors(f"{run_dir}"), open_run(run_dir) as folder:
         work = load_run(run_dir, results, level=level, seed=seed)
@@ -82,7 +195,7 @@ def audit(
             work, run_dir, reference, reference_level, train=train_reference, on_note=on_note
         )
         fit_reference_data(work)
-        case, again = _observe(work, on_note)
+        case, again = look_at(work, run_dir, on_note)
         found = describe_reference(work, case)
         findings = run_audits(
             case,
@@ -90,104 +203,17 @@ def audit(
             level=level,
             score_name=str(results["score_name"]),
             has_adapter=(run_dir / "adapter").is_dir(),
+            several=models,
             seconds=work.seconds,
         )
-        work.seconds["total"] = time.perf_counter() - begin
+        if models is not None:
+            work.seconds["A4"] += gathering_s
+        work.seconds["total"] = time.perf_counter() - begin + gathering_s
         answer = _answer(work, case, found, findings)
         results = {**read_results(run_dir), "audit": answer}
         write_results(folder, results)
         draw_report(run_dir)
     return answer
-
-
-def _observe(work: Work, on_note: Note) -> tuple[Case, Again]:
-    """Look at all images once with every model."""
-    learned = any("learn" in stage.active for stage in plan(work.config))
-    count, num_base = len(work.data.id2label), work.data.num_base_classes
-    own = [row if learned or row < num_base else -1 for row in range(count)]
-    todo: dict[SubjectName, tuple[Any, Any, SwapData]] = {
-        "base": (work.base.model, range(num_base), work.data),
-        "swapped": (work.swapped, own, work.data),
-    }
-    if work.reference is not None:
-        data = work.reference_data or work.data
-        todo["reference"] = (work.reference.loaded.model, work.reference.rows, data)
-    models: dict[SubjectName, Observed] = {}
-    subjects: dict[SubjectName, Subject] = {}
-    sets = {
-        name: chosen_sets(data, work.level, reference=work.reference is not None, seed=work.seed)
-        for name, (_, _, data) in todo.items()
-    }
-    begin = time.perf_counter()
-    total = sum(num_images(of_model) for of_model in sets.values())
-    with progress("features") as report:
-        done = 0
-
-        def count_images(images: int) -> None:
-            nonlocal done
-            done += images
-            report(done, total)
-
-        for name, (model, rows, data) in todo.items():
-            models[name] = Observed.of(
-                model.to(work.device), rows, count, pixels_of(data, work.device)
-            )
-            if name == "base":
-                _estimate(work, models[name], sets["base"], total, on_note)
-            subjects[name] = observe(
-                name,
-                models[name],
-                sets[name],
-                units_of(work.base.task),
-                class_ids=work.class_ids,
-                batch_size=work.config.training.eval_batch_size,
-                report=count_images,
-            )
-    work.seconds["features"] = time.perf_counter() - begin
-    reference = subjects.get("reference") or control_of(subjects["base"])
-    level = work.reference.level if work.reference is not None else "R3"
-    case = Case(
-        task=work.base.task,
-        names=work.data.id2label,
-        class_ids=work.class_ids,
-        base=subjects["base"],
-        swapped=subjects["swapped"],
-        reference=reference,
-        reference_level=level,
-        seed=work.seed,
-        valid=references.describe(work.reference, subjects["base"], subjects.get("reference"))[
-            "valid"
-        ],
-    )
-    again = Again(
-        task=work.base.task,
-        models=models,
-        sets=sets,
-        class_ids=work.class_ids,
-        batch_size=work.config.training.eval_batch_size,
-        seed=work.seed,
-        names=work.data.id2label,
-        num_forget=len(work.data.sets["forget"]["train"]) if "forget" in work.data.sets else 0,
-        adapter=work.config.adapter,
-        factor=4 if work.level == "strict" else 1,
-    )
-    return case, again
-
-
-def _estimate(
-    work: Work,
-    observed: Observed,
-    sets: Mapping[Role, Mapping[Split, ImageSet]],
-    total: int,
-    on_note: Note,
-) -> None:
-    """Say beforehand what the forwards will cost."""
-    images = next(iter(next(iter(sets.values())).values()))
-    each = seconds_per_image(observed, images, batch_size=work.config.training.eval_batch_size)
-    on_note(
-        f"audit {work.level}: {total} forwards of an image, about {total * each:.0f} s "
-        f"({each * 1000:.0f} ms each, measured), and the probes"
-    )
 
 
 def describe_reference(work: Work, case: Case) -> dict[str, Any]:

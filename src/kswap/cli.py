@@ -42,7 +42,13 @@ _BENCH_LISTS: dict[str, list[str] | list[int]] = {
     "variants": ["full"],
     "seeds": [0, 1, 2],
 }
-_BENCH_OPTIONS = frozenset(f"--{name}" for name in (*_BENCH_LISTS, "output", "jobs"))
+_BENCH_OPTIONS = frozenset(
+    f"--{name}"
+    for name in (
+        *(*_BENCH_LISTS, "output", "jobs"),
+        *("references", "reference-level", "train-references", "audit", "steps"),
+    )
+)
 """Options of bench that are no overrides of the config."""
 
 
@@ -125,7 +131,13 @@ def _dispatch(words: list[str]) -> int:
     audit = command(
         "audit", "is it really forgotten? ask the base, the swapped and a reference model"
     )
-    audit.add_argument("run", type=Path, help="folder of a finished run")
+    audit.add_argument(
+        "run",
+        type=Path,
+        nargs="+",
+        help="folder of a finished run; several of one config with other seeds also get A4, which "
+        "takes 5 of them and 5 references",
+    )
     audit.add_argument(
         "--level",
         choices=_AUDIT_LEVELS,
@@ -136,7 +148,10 @@ def _dispatch(words: list[str]) -> int:
     audit.add_argument(
         "--reference",
         metavar="PATH",
-        help="model that never saw the forget data (default: RUN-reference, if there is one)",
+        action="append",
+        default=[],
+        help="model that never saw the forget data (default: RUN-reference, if there is one); may "
+        "be given again, for A4",
     )
     audit.add_argument(
         "--reference-level",
@@ -182,6 +197,37 @@ def _dispatch(words: list[str]) -> int:
             f"--{name}", nargs="+", type=kind, default=chosen, help=f"default: {chosen}"
         )
     bench.add_argument("--jobs", type=int, default=1, help="processes side by side (default 1)")
+    bench.add_argument(
+        "--references",
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="models that never saw the forget data, to compare with (a demo has its own)",
+    )
+    bench.add_argument(
+        "--reference-level",
+        choices=("R1", "R2"),
+        help="what they are, see `kswap audit --help` (default R2)",
+    )
+    bench.add_argument(
+        "--train-references",
+        action="store_true",
+        help="fine-tune the backbone that --references names for each seed first (R2)",
+    )
+    bench.add_argument(
+        "--steps",
+        nargs=2,
+        type=int,
+        metavar=("LEARN", "FORGET"),
+        help="all steps of each kind in any order, shared out among its stages (default: as the "
+        "preset says for each stage)",
+    )
+    bench.add_argument(
+        "--audit",
+        choices=("none", *_AUDIT_LEVELS),
+        default="none",
+        help="audit every arm, its seeds together; 5 seeds and references have A4 (default none)",
+    )
     command("schema", "print the JSON Schema of the config")
 
     words, overrides = _split_overrides(words)
@@ -299,21 +345,24 @@ def _evaluate(arguments: argparse.Namespace, overrides: list[str]) -> None:
 
 def _audit(arguments: argparse.Namespace, overrides: list[str]) -> None:
     _quieten()
-    from kswap.auditing import audit
+    from kswap.auditing import audit, audit_runs
     from kswap.report.audit_tables import show_audit
 
-    answer = audit(
-        arguments.run,
-        level=arguments.level,
-        reference=arguments.reference,
-        reference_level=arguments.reference_level,
-        train_reference=arguments.train_reference,
-        seed=arguments.seed,
-        on_note=_note,
-    )
-    show_audit(answer)
-    seconds = answer["seconds"]["total"]
-    _print(f"{seconds:.0f} s; all numbers are in {arguments.run / 'results.json'} under audit")
+    runs, references = arguments.run, arguments.reference
+    given = {
+        name: getattr(arguments, name)
+        for name in ("level", "reference_level", "train_reference", "seed")
+    }
+    if len(runs) == 1 and len(references) < 2:
+        answers = [audit(runs[0], reference=(references or [None])[0], on_note=_note, **given)]
+    else:
+        answers = audit_runs(runs, references=references, on_note=_note, **given)
+    for run, answer in zip(runs, answers, strict=True):
+        if len(runs) > 1:
+            _print(f"\n{printable(str(run))}")
+        show_audit(answer)
+        seconds = answer["seconds"]["total"]
+        _print(f"{seconds:.0f} s; all numbers are in {run / 'results.json'} under audit")
 
 
 def _report(arguments: argparse.Namespace, overrides: list[str]) -> None:
@@ -357,6 +406,13 @@ def _bench(arguments: argparse.Namespace, overrides: list[str]) -> None:
         variants=arguments.variants,
         seeds=arguments.seeds,
         jobs=arguments.jobs,
+        references=arguments.references,
+        reference_level=arguments.reference_level,
+        train_references=arguments.train_references,
+        audit=None if arguments.audit == "none" else arguments.audit,
+        steps=dict(zip(("learn", "forget"), arguments.steps, strict=True))
+        if arguments.steps
+        else None,
         overrides=overrides,
         on_end=lambda name, problem: _say(f"kswap: {name}: {printable(problem) or 'done'}"),
     )
@@ -364,7 +420,7 @@ def _bench(arguments: argparse.Namespace, overrides: list[str]) -> None:
     _print(f"written to {arguments.output / 'bench.md'}, bench.csv and bench.json")
     if failures:
         raise UserError(
-            f"{len(failures)} runs failed, such as {failures[0]}; mend the cause and give the same "
+            f"{len(failures)} failed, such as {failures[0]}; mend the cause and give the same "
             "command again, which goes on"
         )
 

@@ -172,7 +172,7 @@ def check_config(folder: RunFolder, config: SwapConfig) -> bool:
     except UserError as error:
         raise UserError(f"output: it holds a run whose {error}, or name another folder") from None
     before.pop("environment", None)
-    difference = _first_difference(before, config.to_mapping())
+    difference = first_difference(before, config.to_mapping())
     if difference:
         field, was, now = difference
         raise UserError(
@@ -182,10 +182,11 @@ def check_config(folder: RunFolder, config: SwapConfig) -> bool:
     return True
 
 
-def _first_difference(before: Any, now: Any, path: str = "") -> tuple[str, Any, Any] | None:
+def first_difference(before: Any, now: Any, path: str = "") -> tuple[str, Any, Any] | None:
+    """Return the first field in which two configs differ, and both values."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         for key in [*before, *(k for k in now if k not in before)]:
-            found = _first_difference(
+            found = first_difference(
                 before.get(key), now.get(key), f"{path}.{key}" if path else str(key)
             )
             if found:

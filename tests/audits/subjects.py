@@ -170,3 +170,25 @@ def confidences(kind: str, count: int) -> np.ndarray:
         shares = own.shares()[np.arange(len(own)), own.class_ids]
         found.append(np.log(shares + 1e-30) - np.log1p(-shares + 1e-12))
     return np.stack(found)
+
+
+@functools.cache
+def masked_confidences(kind: str, count: int) -> np.ndarray:
+    """The same of the answer that the base gives with the classes to forget masked out.
+
+    References lack the rows of these classes, as those of `kswap audit` do.
+    """
+    from kswap.audits.several import confidence_in, masked_answers
+
+    known = base().answers["forget"]["train"]
+    wanted = masked_answers(known.logits[:, :NUM_ROWS].astype(np.float64), RETAIN)
+    taught, rows, first = {
+        "untouched": ((*RETAIN, *FORGET), (*RETAIN, *FORGET), 20),
+        "never saw": ((*RETAIN, *LEARN), tuple(range(NUM_ROWS)), 40),
+        "reference": ((*RETAIN, *LEARN), (*RETAIN, *LEARN), 60),
+    }[kind]
+    found = []
+    for seed in range(first, first + count):
+        own = answers(network(taught, seed=seed, steps=120), FORGET, "train", rows)
+        found.append(confidence_in(own.logits[:, :NUM_ROWS].astype(np.float64), wanted))
+    return np.stack(found)

@@ -7,12 +7,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
-from audits.conftest import save_model
+from audits.conftest import save_model, shift_weights
 from conftest import NEW, OLD, tiny_processor, tiny_vit
 
 import kswap
-from kswap.audits import relearning, retraining
+from kswap.audits import quality, relearning, retraining
 from kswap.audits.references import match_rows
 from kswap.cli import main
 from kswap.config import SwapConfig
@@ -85,6 +86,177 @@ def test_a_strict_audit_runs_all_eleven(run_dir, reference_dir, monkeypatch):
     assert a4["status"] == "not available"
     assert "N = 1 swapped and 1 reference" in a4["reason"]
     assert "new LoRA, 10 % of forget" in answer["audits"]["A7"]["values"]
+    assert "same LoRA, 10 % of forget" in answer["audits"]["A7"]["values"]
+
+
+def test_the_adapter_can_be_taken_out_of_the_merged_weights_again(run_dir, base_dir):
+    """The function stays, the weights below are the base's, and the run's matrices train."""
+    from kswap.models.adapter import attach, continue_from, read_matrices
+    from kswap.models.head import find_heads
+    from kswap.models.structure import find_ffn_blocks
+    from kswap.settings import AdapterConfig
+
+    merged, base = (
+        kswap.load(run_dir)[0],
+        tiny_vit().from_pretrained(base_dir),
+    )
+    images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before = merged.eval()(images).logits
+    given = AdapterConfig(**yaml.safe_load((run_dir / "config.yaml").read_text())["adapter"])
+    blocks, heads = find_ffn_blocks(merged), find_heads(merged)
+    net = attach(merged, blocks, given, head_names=heads, seed=0, head_train="all")
+    matrices = read_matrices(run_dir / "adapter")
+    continue_from(net, matrices)
+    with torch.no_grad():
+        assert torch.allclose(net(images).logits, before, atol=1e-5)
+    plain = base.state_dict()
+    for name, weight in net.get_base_model().state_dict().items():
+        if ".base_layer.weight" in name:
+            own = plain[name.replace(".base_layer", "")]
+            assert torch.allclose(weight, own, atol=1e-5)
+            assert not torch.equal(matrices[name.replace("base_layer", "lora_B")], 0 * own[:, :1])
+    with pytest.raises(UserError, match=r"adapter: .* missing or too many"):
+        continue_from(net, dict(list(matrices.items())[1:]))
+
+
+def test_an_adapter_that_is_gone_is_said(run_dir, reference_dir):
+    from kswap.audits import battery
+    from kswap.audits.relearning import Condition
+
+    shutil.rmtree(run_dir / "adapter")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(battery.relearning, "STANDARD", (Condition("10 % of forget", "same LoRA"),))
+        answer = kswap.audit(run_dir, level="standard", reference=reference_dir)
+    check_shape(answer)
+    row = answer["audits"]["A7"]["tables"][0]["rows"][0]
+    assert row[:2] == ["same LoRA, 10 % of forget", "not available: the run's adapter is gone"]
+
+
+def references_of(folder: Path, reference_dir: Path, count: int) -> list[str]:
+    made = []
+    for number in range(count):
+        made.append(str(shutil.copytree(reference_dir, folder / f"reference{number}")))
+        shift_weights(Path(made[-1]), 100 + number)
+    return made
+
+
+def test_five_runs_and_five_references_have_a4_at_every_level(
+    more_runs, reference_dir, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(quality, "LEAST_EXAMPLES", 2)  # of red there are few
+    runs, references = more_runs(5), references_of(tmp_path, reference_dir, 5)
+    words = ["audit", *map(str, runs)]
+    for source in references:
+        words += ["--reference", source]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    found = [json.loads((run / "results.json").read_text())["audit"] for run in runs]
+    a4 = [answer["audits"]["A4"] for answer in found]
+    for number, answer in enumerate(found):
+        check_shape(answer)
+        assert answer["reference"]["model"] == references[number]
+        assert answer["audits"]["A4"]["values"]["epsilon"] == a4[0]["values"]["epsilon"]
+    assert a4[0]["values"]["N"] == [5, 5]
+    assert a4[0]["values"]["control"]["n"] == 252
+    assert a4[0]["status"] in ("pass", "fail", "info")
+    assert "A4" not in str(found[0]["verdict"]["reason"]) or a4[0]["status"] != "pass"
+    assert said.count("verdict: ") == 5
+
+
+def test_the_ladder_goes_on_where_there_is_an_a4(more_runs, reference_dir, tmp_path, monkeypatch):
+    """The verdict ends at what is missing: A3 for many runs, A3 and A4 for one."""
+    monkeypatch.setattr(quality, "LEAST_EXAMPLES", 2)
+    monkeypatch.setattr(quality, "LEAST_MODELS", 2)
+    runs, references = more_runs(2), references_of(tmp_path, reference_dir, 2)
+    together = kswap.audit_runs(runs, references=references)[0]
+    alone = kswap.audit(runs[0], reference=references[0])
+    assert "A4" not in alone["audits"]
+    assert together["audits"]["A4"]["status"] != "not available"
+    same = {name for name in alone["audits"] if name != "A4"}
+    assert all(together["audits"][name] == alone["audits"][name] for name in same)
+
+
+def test_copies_of_a_reference_count_once(more_runs, reference_dir, tmp_path):
+    copies = [str(shutil.copytree(reference_dir, tmp_path / f"copy{n}")) for n in range(5)]
+    notes: list[str] = []
+    answer = kswap.audit_runs(more_runs(5), references=copies, on_note=notes.append)[0]
+    assert "5 references are 1 different models" in " ".join(notes)
+    assert "N = 5 swapped and 1 reference" in answer["audits"]["A4"]["reason"]
+
+
+def test_runs_without_references_have_no_a4_and_say_so(more_runs):
+    answer = kswap.audit_runs(more_runs(2))[1]
+    assert "N = 2 swapped and 0 reference models" in answer["audits"]["A4"]["reason"]
+    assert answer["reference"]["level"] == "R3"
+
+
+@pytest.mark.slow
+def test_a_reference_is_trained_for_each_run_with_its_seed(more_runs, tmp_path):
+    backbone = save_model(tmp_path / "backbone", (*OLD[1:], *NEW))
+    runs = more_runs(2)
+    words = ["audit", *map(str, runs), "--reference", str(backbone), "--train-reference"]
+    assert main(words) == 0
+    made = [run.with_name(f"{run.name}-reference") for run in runs]
+    seeds = [json.loads((folder / "reference.json").read_text())["seed"] for folder in made]
+    assert seeds == [0, 1]
+    before = [(folder / "model.safetensors").stat().st_mtime_ns for folder in made]
+    assert main(words) == 0
+    assert [(folder / "model.safetensors").stat().st_mtime_ns for folder in made] == before
+    found = [json.loads((run / "results.json").read_text())["audit"] for run in runs]
+    assert [answer["reference"]["model"] for answer in found] == [str(path) for path in made]
+
+
+def same_seed(run: Path) -> None:
+    change(run, lambda v: v.update(seed=0))
+
+
+def other_order(run: Path) -> None:
+    change(run, lambda v: v.update(order="FL"))
+
+
+def other_rate(run: Path) -> None:
+    change(run, lambda v: v["stages"]["learn"]["optimiser"].update(lr=0.5))
+
+
+def not_finished(run: Path) -> None:
+    (run / "results.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("mistake", "said"),
+    [
+        (same_seed, "has the seed 0 of"),
+        (other_order, "order is 'FL', there 'LF'"),
+        (other_rate, "stages.learn.optimiser.lr is 0.5"),
+        (not_finished, "is not finished"),
+    ],
+)
+def test_runs_that_do_not_belong_together_are_refused(mistake, said, more_runs, capsys):
+    runs = more_runs(2)
+    mistake(runs[1])
+    assert said in refused(["audit", *map(str, runs)], capsys)
+    assert json.loads((runs[0] / "results.json").read_text())["audit"] == {}
+
+
+def test_classes_that_an_earlier_swap_forgot_are_scored_again(swapped_run, old_images, tmp_path):
+    values = {
+        "model": str(swapped_run / "model"),  # it forgot red
+        "forget": {"data": str(old_images), "classes": ["green"]},
+        "retain": {"data": str(old_images)},
+        "order": "F",
+        "output": str(tmp_path / "second"),
+        "stages": {"forget": {"max_steps": 2, "min_steps": 1}},
+        "training": {"device": "cpu"},
+    }
+    kswap.swap(SwapConfig.from_mapping(values))
+    answer = kswap.audit(tmp_path / "second")
+    check_shape(answer)
+    tables = {table["title"]: table for table in answer["audits"]["A1"]["tables"]}
+    rows = tables["Classes that an earlier swap forgot, test"]["rows"]
+    assert [row[0] for row in rows] == ["red"]
+    assert rows[0][1] > 0
+    assert rows[0][2]["n"] == rows[0][3]["n"] == rows[0][1]
 
 
 def test_without_a_reference_it_says_so_and_never_passes(run_dir):

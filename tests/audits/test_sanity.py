@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from audits.subjects import (
@@ -12,6 +13,7 @@ from audits.subjects import (
     changed,
     confidences,
     forgotten,
+    masked_confidences,
     never_saw,
     trained,
     untouched,
@@ -30,7 +32,8 @@ from kswap.audits import (
     scores,
     shadow,
 )
-from kswap.audits.subjects import control_of
+from kswap.audits.statistics import share_interval
+from kswap.audits.subjects import EarlierClass, control_of
 from kswap.audits.verdict import verdict
 
 
@@ -51,8 +54,8 @@ def round_weights(given):
 
 def tell_models_apart(given):
     is_base = given.swapped.of("learn", "test").scores.total == 0
-    models = confidences("untouched" if is_base else "never saw", 8)
-    return quality.audit(given, models, confidences("reference", 16))
+    swapped = confidences("untouched" if is_base else "never saw", 5)
+    return quality.audit(given, quality.Models(swapped, confidences("reference", 5)))
 
 
 AUDITS = {
@@ -80,6 +83,31 @@ def test_of_a_model_that_never_saw_the_classes_it_says_forgotten(name):
     assert found.status == "pass", found.reason
 
 
+@pytest.mark.parametrize(("kind", "status"), [("untouched", "fail"), ("never saw", "pass")])
+def test_models_are_told_apart_where_references_lack_the_rows(kind, status):
+    given = untouched() if kind == "untouched" else forgotten()
+    models = quality.Models(masked_confidences(kind, 5), masked_confidences("reference", 5))
+    found = quality.audit(given, models)
+    assert found.status == status, found.reason
+    assert (found.values["N"], found.values["control"].n) == ([5, 5], 252)
+
+
+@pytest.mark.parametrize(
+    ("shape", "why"),
+    [
+        ((4, 5, 80), "N = 4 swapped and 5 reference models, 5 of each are needed"),
+        ((5, 5, 9), "9 forget-train images are in the train split of all runs"),
+    ],
+)
+def test_of_too_few_models_or_examples_nothing_is_said(shape, why):
+    swapped, references, examples = shape
+    rng = np.random.default_rng(0)
+    models = quality.Models(*(rng.standard_normal((n, examples)) for n in (swapped, references)))
+    found = quality.audit(forgotten(), models)
+    assert found.status == "not available"
+    assert why in found.reason
+
+
 @pytest.mark.parametrize("name", AUDITS)
 def test_without_a_reference_nothing_but_the_scores_decides(name):
     control = control_of(base())
@@ -104,6 +132,20 @@ def test_a_hurt_class_is_named_and_an_unhurt_model_is_not_blamed():
     found = collateral.audit(case(hurt))
     assert (found.status, found.values["hurt"]) == ("fail", ["class1"])
     assert found.values["cka"]["block 1"] == pytest.approx(1.0)
+
+
+def test_a_class_that_an_earlier_swap_forgot_and_that_comes_back_is_a_warning():
+    gone, half = share_interval([False] * 20), share_interval([True] * 10 + [False] * 10)
+    absent = "not available: no source of the run has test images of it"
+    earlier = (
+        EarlierClass("stays", 20, gone, gone),
+        EarlierClass("back", 20, gone, half),
+        EarlierClass("absent", 0, absent, absent),
+        EarlierClass("back too", 20, 0.0, 0.4),
+    )
+    found = scores.audit(replace(forgotten(), earlier=earlier), score_name="top1")
+    assert [text.split(",")[0] for text in found.warnings] == ["back", "back too"]
+    assert found.status == "pass"
 
 
 def test_removal_is_never_a_pass_and_finds_the_rank():

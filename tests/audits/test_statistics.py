@@ -12,7 +12,13 @@ from kswap.audits.anomaly import signals
 from kswap.audits.collateral import cka, mcnemar
 from kswap.audits.findings import Interval, Table, plain_value
 from kswap.audits.precision import changed
-from kswap.audits.quality import epsilon_per_example, forgetting_score, largest_epsilon
+from kswap.audits.quality import (
+    DELTA,
+    epsilon_per_example,
+    forgetting_score,
+    largest_epsilon,
+    relabelled,
+)
 from kswap.audits.sampling import spread
 from kswap.audits.statistics import (
     auc,
@@ -120,3 +126,39 @@ def test_findings_are_plain_values():
     table = Table("t", ("a", "b"), [[Interval(0.5, 0.1, 0.9, 3), np.float32(0.25)]])
     assert table.to_mapping()["rows"] == [[{"mean": 0.5, "low": 0.1, "high": 0.9, "n": 3}, 0.25]]
     assert plain_value({"x": np.array([1.0, np.inf])}) == {"x": [1.0, None]}
+
+
+def epsilon_by_hand(ours, theirs):
+    """Every pair of thresholds, one example, in plain loops."""
+    values = sorted({*ours, *theirs})
+    cuts = [-np.inf, *values, np.inf]
+    best = 0.0
+    for i, low in enumerate(cuts):
+        for high in cuts[i + 1 :]:
+            inside = [np.mean([low <= v < high for v in group]) for group in (ours, theirs)]
+            for fpr, fnr in ((inside[1], 1 - inside[0]), (1 - inside[1], inside[0])):
+                for one, other, count in ((fpr, fnr, len(ours)), (fnr, fpr, len(theirs))):
+                    ratio = max(1 - DELTA - one, 1e-12) / max(other, 1 / count)
+                    best = max(best, float(np.log(ratio)))
+    return best
+
+
+def test_epsilon_is_the_best_of_all_thresholds_with_ties():
+    rng = np.random.default_rng(3)
+    ours, theirs = rng.integers(0, 5, (6, 20)) + 0.0, rng.integers(0, 5, (9, 20)) + 0.0
+    found = epsilon_per_example(ours, theirs)
+    by_hand = [epsilon_by_hand(ours[:, i], theirs[:, i]) for i in range(20)]
+    assert found == pytest.approx(by_hand)
+
+
+def test_the_control_of_models_of_one_kind_holds_what_is_found():
+    rng = np.random.default_rng(0)
+    one, other = rng.standard_normal((2, 5, 40))
+    null, draws = relabelled(one, other, seed=0)
+    assert len(draws) == null.n == 252
+    assert null.low <= epsilon_per_example(one, other).mean() <= null.high
+    apart, draws = relabelled(one + 9, other, seed=0)
+    assert epsilon_per_example(one + 9, other).mean() > apart.high
+    assert (draws >= largest_epsilon(5) - 1e-9).mean() == pytest.approx(2 / 252)
+    many, draws = relabelled(*rng.standard_normal((2, 8, 10)), seed=0)
+    assert many.n == 300

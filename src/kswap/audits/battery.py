@@ -33,11 +33,17 @@ def run_audits(
     level: Level,
     score_name: str,
     has_adapter: bool,
+    several: quality.Models | None = None,
     seconds: MutableMapping[str, float],
 ) -> dict[str, Finding]:
-    """Return the findings of a level by id; write into `seconds` what each took."""
+    """Return the findings of a level by id; write into `seconds` what each took.
+
+    A4 is asked at every level where there are several models, `several`, to ask it of.
+    """
     conditions = relearning.STRICT if level == "strict" else relearning.STANDARD
     budget = retraining.STRICT if level == "strict" else retraining.STANDARD
+
+    without = {} if again.own_lora else {"same LoRA": "the run's adapter is gone"}
 
     def relearn(condition: Condition, name: SubjectName, draw: int) -> Course:
         if condition.trains == "head":
@@ -67,8 +73,8 @@ def run_audits(
             ),
         ),
         ("A3", "strict", lambda: shadow.audit(case)),
-        ("A4", "strict", lambda: quality.audit(case, None, None)),
-        ("A7", "standard", lambda: relearning.audit(case, relearn, conditions)),
+        ("A4", "strict" if several is None else "quick", lambda: quality.audit(case, several)),
+        ("A7", "standard", lambda: relearning.audit(case, relearn, conditions, without=without)),
         ("A9", "standard", lambda: precision.audit(case, again.variants())),
         ("A10", "quick", lambda: anomaly.audit(case)),
         ("A11", "quick", lambda: collateral.audit(case)),

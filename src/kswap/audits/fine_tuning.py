@@ -2,13 +2,17 @@
 
 All weights train on the task's own loss; the epoch is chosen on validation images (train images
 held out, where there are none). The backbone's pretraining may have held the classes to forget:
-that is what R2 means.
+that is what R2 means. What it took is written beside the weights, as reference.json: the seconds of
+retraining, with which a swap is compared.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,7 @@ from kswap.data.labels import LabelIndex
 from kswap.data.samples import concatenate, take
 from kswap.data.text import listed
 from kswap.errors import UserError
+from kswap.files import write_bytes
 from kswap.models.artefact import save_model
 from kswap.models.checks import brief
 from kswap.models.loading import Loaded, quiet
@@ -30,6 +35,7 @@ from kswap.settings import Role
 from kswap.tasks import Pixels, find, make_examples
 
 _ROLES: tuple[Role, ...] = ("retain", "learn")
+_RECORD = "reference.json"
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,7 @@ def train_reference(
             f"--train-reference: {to_dir} exists already and is used as it is; leave "
             "--train-reference out, or move it away"
         )
+    begin = time.perf_counter()
     wanted = [c for role in _ROLES if role in data.sets for c in data.class_ids.get(role, ())]
     torch.manual_seed(seed)
     model = _load(source, base, [data.id2label[c] for c in wanted]).to(device)
@@ -124,7 +131,22 @@ def train_reference(
             }
             best = float(np.mean(scores)), state
     model.load_state_dict(best[1])
-    return save_model(model.cpu().eval(), to_dir, processor=base.processor)
+    saved = save_model(model.cpu().eval(), to_dir, processor=base.processor)
+    took = {
+        "seconds": round(time.perf_counter() - begin, 3),
+        "backbone": source,
+        "seed": seed,
+        "recipe": asdict(recipe),
+    }
+    write_bytes(saved / _RECORD, json.dumps(took, indent=2).encode())
+    return saved
+
+
+def seconds_of(reference: str | Path) -> float | None:
+    """Return the seconds of `train_reference`; None: it did not make this model."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return float(json.loads((Path(reference) / _RECORD).read_text())["seconds"])
+    return None
 
 
 def _load(source: str, base: Loaded, names: Sequence[str]) -> Any:

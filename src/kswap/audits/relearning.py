@@ -2,14 +2,16 @@
 
 Whatever trains, the rows of forgotten classes are taken out of the head and new ones begin, in the
 swapped model as in the reference, which never had any: what is compared is what is left elsewhere.
-Only "retain only" keeps the swapped model's rows, as it asks for a relapse. Fixed steps and rates;
-three draws of images. A condition stops the ladder where the area under the swapped model's curve
-is larger than under the reference's, beyond the spread of the draws.
+Only "retain only" keeps the swapped model's rows, as it asks for a relapse. "Same LoRA" goes on
+with the run's own adapter, taken out of the merged weights again; a reference has none and takes a
+new one. Fixed steps and rates; three draws of images. A condition stops the ladder where the area
+under the swapped model's curve is larger than under the reference's, beyond the spread of the
+draws.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +43,7 @@ class Condition:
     data: str
     """retain only, 1 % / 5 % / 10 % of forget, the classes to learn, noise."""
     trains: str
-    """head (on features), new LoRA, all."""
+    """head (on features), new LoRA, same LoRA, all."""
 
     @property
     def share(self) -> float:
@@ -81,11 +83,26 @@ STRICT = (
         for data in (RETAIN_ONLY, *_SHARES[:2], "the classes to learn", "noise")
     ),
     Condition("10 % of forget", "all"),
+    Condition("10 % of forget", "same LoRA"),
 )
 
 
-def audit(case: Case, relearn: Relearn, conditions: Sequence[Condition]) -> Finding:
-    """Let the swapped model and the reference relearn under every condition."""
+def audit(
+    case: Case,
+    relearn: Relearn,
+    conditions: Sequence[Condition],
+    *,
+    without: Mapping[str, str] | None = None,
+) -> Finding:
+    """Let the swapped model and the reference relearn under every condition.
+
+    Args:
+        case: the models.
+        relearn: trains one.
+        conditions: what is trained on what.
+        without: what cannot be trained ("same LoRA") -> why.
+    """
+    without = without or {}
     if not case.forgets:
         return missing(TITLE, QUESTION, NO_FORGET)
     if why := lacking(case.swapped):
@@ -111,6 +128,10 @@ def audit(case: Case, relearn: Relearn, conditions: Sequence[Condition]) -> Find
     )
     curves, stopped, values = [], [], dict[str, Any]()
     for condition in conditions:
+        if condition.trains in without:
+            why = not_available(without[condition.trains])
+            table.rows.append([condition.name, why, *[None] * (len(table.columns) - 2)])
+            continue
         # a reference has no rows that a relapse could fill
         asked = names if condition.share else names[:1]
         courses = {n: [relearn(condition, n, draw) for draw in range(DRAWS)] for n in asked}
@@ -123,7 +144,7 @@ def audit(case: Case, relearn: Relearn, conditions: Sequence[Condition]) -> Find
     reason = (
         f"comes back faster than in the reference: {', '.join(stopped)}"
         if stopped
-        else f"under none of {len(conditions)} conditions faster than the reference"
+        else f"under none of {len(values)} conditions faster than the reference"
     )
     if not case.decides:
         reason = case.without_decision()

@@ -1,4 +1,4 @@
-"""A7's training of whole models: a new LoRA, or all weights, with the core's own losses.
+"""A7's training of whole models: a new LoRA, the run's, or all weights, with the core's losses.
 
 Each step sees as many retained images as others. What is not annotated in a scene is left as the
 task's loss leaves it where there is no teacher.
@@ -24,14 +24,14 @@ from kswap.audits.views import Again
 from kswap.data import ImageSet
 from kswap.data.samples import concatenate, take
 from kswap.data.sets import IGNORE, Boxes
-from kswap.models.adapter import attach
+from kswap.models.adapter import attach, continue_from
 from kswap.models.head import drop_rows, extend_head, find_heads
 from kswap.models.structure import find_ffn_blocks
 from kswap.settings import ROLES, AdapterConfig, TermConfig
 from kswap.tasks import Examples, Task, View, find, make_examples
 from kswap.training.loop import compute_terms
 
-_RATES = {"new LoRA": 4e-3, "all": 1e-4, "head": 1e-2}
+_RATES = {"new LoRA": 4e-3, "same LoRA": 4e-3, "all": 1e-4, "head": 1e-2}
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,8 @@ def relearn_model(
         for role, images in again.few(name).items()
         if role in ("forget", "retain") and "test" in images
     }
-    net = _trainable(model, condition.trains, again.adapter, seed=draw)
+    own = again.own_lora if name == "swapped" and condition.trains == "same LoRA" else {}
+    net = _trainable(model, condition.trains, again.adapter, own, seed=draw)
     parameters = [p for p in net.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=_RATES[condition.trains], weight_decay=0.0)
     rng = np.random.default_rng([again.seed, draw])
@@ -179,13 +180,25 @@ def _boxes_in(boxes: Boxes, place: NDArray[np.int64]) -> Boxes:
     return Boxes(boxes.boxes[there], ids[there], boxes.crowd[there])
 
 
-def _trainable(model: Any, trains: str, adapter: AdapterConfig, *, seed: int) -> nn.Module:
-    """Freeze what does not train; the model stays in evaluation mode, as in a run."""
-    if trains == "new LoRA":
+def _trainable(
+    model: Any,
+    trains: str,
+    adapter: AdapterConfig,
+    own: Mapping[str, torch.Tensor],
+    *,
+    seed: int,
+) -> nn.Module:
+    """Freeze what does not train; the model stays in evaluation mode, as in a run.
+
+    A LoRA begins as `own`, the matrices that were merged into the model, where there are any.
+    """
+    if trains in ("new LoRA", "same LoRA"):
         blocks, heads = find_ffn_blocks(model), find_heads(model)
         net: nn.Module = attach(
             model, blocks, adapter, head_names=heads, seed=seed, head_train="all"
         )
+        if own:
+            continue_from(net, own)
     else:
         net = model.requires_grad_(True)
     return net.eval()

@@ -26,13 +26,22 @@ KEPT_SHARE = 0.05
 def audit(case: Case, *, score_name: str) -> Finding:
     """Return scores, sums of them, and where the inputs of forgotten classes go."""
     tables = [_by_role(case, score_name), _by_class(case)]
+    tables += [_earlier(case)] if case.earlier else []
     values = {
         name: {f"{role} {split}": _score(subject, role, split) for role, split in _sets(subject)}
         for name, subject in case.subjects.items()
     }
     if not case.forgets:
         done = missing(TITLE, QUESTION, NO_FORGET)
-        return Finding(TITLE, QUESTION, "info", done.reason, tuple(tables), values=values)
+        return Finding(
+            TITLE,
+            QUESTION,
+            "info",
+            done.reason,
+            tuple(tables),
+            values=values,
+            warnings=_relapsed(case),
+        )
     summary, numbers = _summary(case)
     tables += [summary, _where(case)]
     if case.task == "detection":
@@ -55,6 +64,7 @@ def audit(case: Case, *, score_name: str) -> Finding:
             "the base does not answer the forgotten classes either",
             tuple(tables),
             values={**values, **numbers},
+            warnings=_relapsed(case),
         )
     reason = (
         "; ".join(
@@ -70,7 +80,31 @@ def audit(case: Case, *, score_name: str) -> Finding:
         reason,
         tuple(tables),
         values={**values, **numbers},
+        warnings=_relapsed(case),
     )
+
+
+def _earlier(case: Case) -> Table:
+    """Return the scores of classes that an earlier swap forgot, before and after this one."""
+    rows: list[list[Cell | Interval]] = [
+        [one.name, one.images, one.base, one.swapped] for one in case.earlier
+    ]
+    columns = ("class", "images", "base", "swapped")
+    return Table("Classes that an earlier swap forgot, test", columns, rows)
+
+
+def _relapsed(case: Case) -> tuple[str, ...]:
+    """Return a warning for each class that an earlier swap forgot and that is answered again."""
+    found = []
+    for one in case.earlier:
+        before, after = (x.mean if isinstance(x, Interval) else x for x in (one.base, one.swapped))
+        numbers = isinstance(before, float) and isinstance(after, float)
+        if numbers and after > before + KEPT_SHARE:  # type: ignore[operator]
+            found.append(
+                f"{one.name}, which an earlier swap forgot, is answered again: {after:.3f} of its "
+                f"test images, before this run {before:.3f}"
+            )
+    return tuple(found)
 
 
 def _sets(subject: Subject) -> list[tuple[Role, Split]]:

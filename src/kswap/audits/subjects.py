@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from kswap.audits.findings import Status
+from kswap.audits.findings import Cell, Interval, Status
 from kswap.audits.statistics import softmax
 from kswap.settings import ROLES, Role, Split
 
@@ -71,6 +71,17 @@ class Subject:
 
 
 @dataclass(frozen=True)
+class EarlierClass:
+    """A class that an earlier swap forgot: it has a row, but no role in this run."""
+
+    name: str
+    images: int
+    """Test images of it that were found."""
+    base: Cell | Interval
+    swapped: Cell | Interval
+
+
+@dataclass(frozen=True)
 class Case:
     """All that an audit is given."""
 
@@ -88,6 +99,7 @@ class Case:
     seed: int
     valid: bool = True
     """Whether the reference can be compared with."""
+    earlier: tuple[EarlierClass, ...] = ()
 
     @property
     def subjects(self) -> dict[str, Subject]:

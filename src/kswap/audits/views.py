@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from torch import Tensor
 
 from kswap.audits.features import Observed, Sets, observe
 from kswap.audits.precision import as_variant
@@ -36,6 +38,8 @@ class Again:
     num_forget: int
     """Forget-train images of the run."""
     adapter: AdapterConfig
+    own_lora: Mapping[str, Tensor] = field(default_factory=dict)
+    """Matrices of the run's adapter, as merged into the swapped model; empty: it is gone."""
     factor: int = 1
     """Times as many images as a standard audit reads again."""
 

@@ -17,6 +17,7 @@ from kswap.data.text import listed
 from kswap.errors import UserError
 from kswap.models import artefact
 from kswap.models.loading import Loaded, load_base
+from kswap.plan import plan
 from kswap.settings import ROLES, Role
 from kswap.tasks import Pixels
 from kswap.training.device import make_accelerator
@@ -49,6 +50,13 @@ class Work:
             for role in ROLES
             if role in self.data.sets
         }
+
+    @property
+    def swapped_rows(self) -> list[int]:
+        """Row of the run for each row of the swapped model; −1: it may not be answered."""
+        learned = any("learn" in stage.active for stage in plan(self.config))
+        num_base = self.data.num_base_classes
+        return [row if learned or row < num_base else -1 for row in range(len(self.data.id2label))]
 
 
 def load_run(run_dir: Path, results: Mapping[str, Any], *, level: Level, seed: int) -> Work:

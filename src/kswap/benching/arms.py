@@ -89,6 +89,32 @@ def make_arms(
     return tuple(dict.fromkeys(arms))
 
 
+def matched_steps(order: str, steps: Mapping[str, int]) -> dict[str, Any]:
+    """Return the lengths of an order's stages, so that all orders train for equally many steps.
+
+    The steps of a kind are shared out among its stages; a joint stage is a learning and a
+    forgetting stage at once and takes a share of both.
+
+    Args:
+        order: string of L, F and J.
+        steps: all steps of `learn` and of `forget` in an order.
+
+    Raises:
+        UserError: there are fewer steps than stages.
+    """
+    joint = order.count("J")
+    stages = {"learn": order.count("L") + joint, "forget": order.count("F") + joint}
+    for kind, count in stages.items():
+        if steps[kind] < count:
+            raise UserError(
+                f"--steps: {steps[kind]} steps of {kind} cannot be shared out among the {count} "
+                f"stages of order {order}; give {count} or more"
+            )
+    share = {kind: steps[kind] // max(count, 1) for kind, count in stages.items()}
+    share["joint"] = share["learn"] + share["forget"]
+    return {"stages": {kind: {"min_steps": n, "max_steps": n} for kind, n in share.items()}}
+
+
 def _has(order: str, kind: StageKind) -> bool:
     """Whether a stage of this kind comes after one of the other."""
     letter, earlier = {"forget": ("F", "LJ"), "learn": ("L", "FJ"), "joint": ("J", "")}[kind]

@@ -7,8 +7,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kswap.audits.findings import LEVELS, Level
+from kswap.audits.subjects import ReferenceLevel
+from kswap.benching import references as referring
 from kswap.benching import table
-from kswap.benching.arms import make_arms
+from kswap.benching.arms import Arm, make_arms, matched_steps
+from kswap.benching.audits import audit_arms
 from kswap.benching.execution import Job, finished, make_jobs, run_jobs
 from kswap.demo import demo_values, write_demo
 from kswap.errors import UserError
@@ -29,6 +33,11 @@ def bench(
     variants: Iterable[str] = ("full",),
     seeds: Sequence[int] = (0, 1, 2),
     jobs: int = 1,
+    references: Sequence[str | Path] = (),
+    reference_level: ReferenceLevel | None = None,
+    train_references: bool = False,
+    audit: Level | None = None,
+    steps: Mapping[str, int] | None = None,
     overrides: Sequence[str] = (),
     on_end: Callable[[str, str], None] = lambda name, problem: None,
 ) -> tuple[str, list[str]]:
@@ -44,6 +53,14 @@ def bench(
         variants: names of `kswap.benching.arms.VARIANTS`.
         seeds: three or more, for intervals.
         jobs: processes side by side.
+        references: hub ids or folders of models that never saw the forget data; a demo has its own.
+        reference_level: R1, trained from scratch with the base's budget, or R2 (default).
+        train_references: fine-tune the one backbone that `references` names for each seed, and
+            compare with these (R2) in scores and seconds.
+        audit: level at which every arm is audited, its seeds together; A4 takes 5 seeds and 5
+            references, so that `train_references` is wanted. None: not audited here.
+        steps: all steps of `learn` and of `forget` in any order, shared out among its stages, so
+            that orders are compared at the same length. None: as the presets say.
         overrides: words such as `--training.device cpu`, for every run.
         on_end: called with the name of each run that ended, and what went wrong ("": nothing).
 
@@ -56,12 +73,21 @@ def bench(
     if jobs < 1:
         raise UserError(f"--jobs: {jobs} processes cannot run anything; give 1 or more")
     output = output.expanduser().resolve()
-    values = _suite(suite, output, parse_overrides(overrides))
     arms = make_arms(presets, orders, variants)
-    made = make_jobs(values, arms, seeds, output / "runs")
+    lengths = {arm: matched_steps(arm.order, steps) if steps else {} for arm in arms}
+    values = suite_values(suite, output, parse_overrides(overrides))
+    made = make_jobs(lambda arm: merge(values(arm), lengths[arm]), arms, seeds, output / "runs")
     if not made:
         raise UserError("--seeds, --presets, --orders: nothing is left to run; name one of each")
     task = find_task(made[0].config.model)
+    if audit is not None and audit not in LEVELS:
+        raise UserError(f"--audit: {audit!r} is none; take one of {', '.join(LEVELS)}, or none")
+    if reference_level not in (None, "R1", "R2"):
+        raise UserError(f"--reference-level: {reference_level!r} is none; take R1 or R2")
+    if train_references and reference_level == "R1":
+        raise UserError("--reference-level: R1 was trained elsewhere; what is fine-tuned is R2")
+    named = [_absolute(source) for source in references]
+    referring.check_sources(named, task, train=train_references)
     for job in made:
         plan(job.config.for_task(task))  # a mistake shows before anything is run
 
@@ -70,23 +96,84 @@ def bench(
 
     with disk_errors(f"--output {output}"):
         failures = run_jobs(made, output / "configs", num_jobs=jobs, on_end=ended)
-        return write_tables(made, output, timed=jobs == 1), failures
+        runs = referring.runs_by_seed([job.config.output for job in made])
+        yardsticks: dict[int, table.Yardstick] = {}
+        why = table.NO_REFERENCE
+        try:
+            sources = reference_sources(runs, named, output, train=train_references, on_end=on_end)
+            level: ReferenceLevel = reference_level or "R2"
+            yardsticks = referring.measure(runs, sources, level, output / "references.json")
+            if audit is not None:
+                failures += audit_arms(
+                    made,
+                    sources,
+                    output / "audits",
+                    level=audit,
+                    reference_level=level,
+                    num_jobs=jobs,
+                    on_end=on_end,
+                )
+        except UserError as error:
+            why = f"the reference cannot be used ({error})"
+            failures.append(str(error))
+        return write_tables(made, output, yardsticks, timed=jobs == 1, why=why), failures
 
 
-def write_tables(jobs: Sequence[Job], output: Path, *, timed: bool) -> str:
+def reference_sources(
+    runs: Mapping[int, Path],
+    named: Sequence[str],
+    output: Path,
+    *,
+    train: bool = False,
+    on_end: Callable[[str, str], None] = lambda name, problem: None,
+) -> dict[int, list[str]]:
+    """Return seed -> its references: trained, named, or those of the demo."""
+    if train:
+        trained = referring.train_missing(runs, named[0], output / "references", on_end=on_end)
+        return {seed: [folder] for seed, folder in trained.items()}
+    demo = output / "demo-reference"
+    of_all = list(named) or ([str(demo)] if (demo / "config.json").is_file() else [])
+    return dict.fromkeys(runs, of_all)
+
+
+def _absolute(source: str | Path) -> str:
+    """Return a folder's absolute path; anything else, a hub id, as it is."""
+    path = Path(source).expanduser()
+    return str(path.resolve()) if path.exists() else str(source)
+
+
+def write_tables(
+    jobs: Sequence[Job],
+    output: Path,
+    yardsticks: Mapping[int, table.Yardstick],
+    *,
+    timed: bool,
+    why: str = table.NO_REFERENCE,
+) -> str:
     """Write bench.md, bench.csv and bench.json from the finished runs; return the first."""
-    made = table.rows(finished(jobs))
+    made = table.rows(finished(jobs), yardsticks, timed=timed, why=why)
     text = table.markdown(made, timed=timed)
+    if yardsticks:
+        text = f"{text}\n\n{table.describe(yardsticks)}"
     write_bytes(output / "bench.md", f"{text}\n".encode())
     write_bytes(output / "bench.csv", table.as_csv(made).encode())
     write_bytes(output / "bench.json", json.dumps(table.plain(made), indent=2).encode())
     return text
 
 
-def _suite(
+def suite_values(
     suite: str | Path, output: Path, over: Mapping[str, Any]
-) -> Callable[[str], Mapping[str, Any]]:
-    """Return preset -> what its runs share; write the model and pictures of a demo."""
+) -> Callable[[Arm], Mapping[str, Any]]:
+    """Return arm -> what its runs share; write the model and pictures of a demo.
+
+    Args:
+        suite: name of a demo, or a YAML config.
+        output: folder of the bench.
+        over: what the user gave besides.
+
+    Raises:
+        UserError: the config cannot be read, or a value is what a bench varies.
+    """
     for key in ("preset", "order", "seed", "output"):
         if key in over:
             raise UserError(f"--{key}: is what a bench varies; use --{key}s (or --output DIR)")
@@ -99,9 +186,9 @@ def _suite(
                 f"--output: {output} cannot be written to ({error.strerror}); name another folder"
             ) from None
         write_demo(task, output / "demo")
-        return lambda preset: merge(demo_values(task, output / "demo", preset), over)
+        return lambda arm: merge(demo_values(task, output / "demo", arm.preset), over)
     values = read_yaml(suite)
     for key in ("environment", "preset", "order", "seed", "output"):
         values.pop(key, None)
     merged = merge(values, over)
-    return lambda preset: merged
+    return lambda arm: merged

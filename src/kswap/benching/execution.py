@@ -40,7 +40,7 @@ class Job:
 
 
 def make_jobs(
-    values: Callable[[str], Mapping[str, Any]],
+    values: Callable[[Arm], Mapping[str, Any]],
     arms: Sequence[Arm],
     seeds: Sequence[int],
     output: Path,
@@ -48,7 +48,7 @@ def make_jobs(
     """Return all runs, seed by seed, so that a table of fewer seeds is there early.
 
     Args:
-        values: preset -> what its runs share: model, sources, what the user gave.
+        values: arm -> what its runs share: model, sources, what the user gave.
         arms: rows of the table.
         seeds: of each arm.
         output: folder of the run folders.
@@ -60,7 +60,7 @@ def make_jobs(
         Job(
             arm,
             seed,
-            arm.config(values(arm.preset), seed=seed, output=str(output / f"{arm.name}-{seed}")),
+            arm.config(values(arm), seed=seed, output=str(output / f"{arm.name}-{seed}")),
         )
         for seed in dict.fromkeys(seeds)
         for arm in arms
@@ -95,7 +95,6 @@ def run_jobs(
         UserError: a config cannot be written.
     """
     waiting = [job for job in jobs if not job.results_path.exists()]
-    threads = max(1, (os.cpu_count() or 1) // num_jobs)
     try:
         configs_dir.mkdir(parents=True, exist_ok=True)
         for job in waiting:
@@ -107,7 +106,8 @@ def run_jobs(
         ) from None
 
     def run(job: Job) -> str:
-        problem = _run(configs_dir / f"{job.name}.yaml", threads)
+        words = [sys.executable, "-m", "kswap", "run", str(configs_dir / f"{job.name}.yaml")]
+        problem = call(words, threads_each(num_jobs))
         on_end(job, problem)
         return f"{job.name}: {problem}" if problem else ""
 
@@ -115,10 +115,14 @@ def run_jobs(
         return [problem for problem in pool.map(run, waiting) if problem]
 
 
-def _run(config_path: Path, threads: int) -> str:
-    """Run one swap; return its last line of complaint, if it failed."""
+def threads_each(num_jobs: int) -> int:
+    """Return how many threads each of so many processes gets."""
+    return max(1, (os.cpu_count() or 1) // num_jobs)
+
+
+def call(command: Sequence[str], threads: int) -> str:
+    """Run a command; return its last line of complaint, if it failed."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    command = [sys.executable, "-m", "kswap", "run", str(config_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return ""

@@ -17,12 +17,14 @@ import math
 import re
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.utils.other import ModulesToSaveWrapper
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -286,6 +288,56 @@ def _lora_pair(peft_model: PeftModel, name: str) -> tuple[nn.Parameter, nn.Param
     """Return A (rank, in_features) and B (out_features, rank) of one linear."""
     layer: Any = peft_model.get_base_model().get_submodule(name)
     return layer.lora_A[ADAPTER_NAME].weight, layer.lora_B[ADAPTER_NAME].weight
+
+
+def read_matrices(adapter_dir: Path) -> dict[str, Tensor]:
+    """Return the LoRA matrices of a saved adapter by name of linear and of matrix; empty: none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = adapter_dir / "adapter_model.safetensors"
+    if not path.is_file():
+        return {}
+    try:
+        saved = load_file(path)
+    except Exception as error:
+        raise UserError(
+            f"{path}: cannot be read ({type(error).__name__}); restore what the run saved"
+        ) from None
+    start = "base_model.model."
+    return {k.removeprefix(start): v for k, v in saved.items() if ".lora_" in k}
+
+
+@torch.no_grad()
+def continue_from(peft_model: PeftModel, matrices: Mapping[str, Tensor]) -> None:
+    """Take an adapter out of the weights it was merged into and attach it there, trainable.
+
+    The function of the model stays: W = (W − scale·B·A) + scale·B·A.
+
+    Args:
+        peft_model: from `attach` on the merged model, with the adapter's rank and scale.
+        matrices: from `read_matrices`.
+
+    Raises:
+        UserError: the adapter is not of this model's linears.
+    """
+    base = peft_model.get_base_model()
+    layers = {name: m for name, m in base.named_modules() if isinstance(m, LoraLayer)}
+    wanted = {f"{name}.lora_{side}.weight" for name in layers for side in "AB"}
+    if wanted != set(matrices):
+        odd = shown(sorted(wanted ^ set(matrices)))
+        raise UserError(f"adapter: {odd} missing or too many; restore what the run saved")
+    for name, layer in layers.items():
+        for side, matrix in zip("AB", _lora_pair(peft_model, name), strict=True):
+            saved = matrices[f"{name}.lora_{side}.weight"]
+            if saved.shape != matrix.shape:
+                raise UserError(
+                    f"adapter: {name} has the shape {tuple(saved.shape)}, not "
+                    f"{tuple(matrix.shape)}; restore what the run saved"
+                )
+            matrix.copy_(saved)
+        layer.get_base_layer().weight -= layer.get_delta_weight(ADAPTER_NAME)
 
 
 def _check_hits(peft_model: PeftModel, linears: Collection[str], heads: Collection[str]) -> None:

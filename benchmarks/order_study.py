@@ -1,0 +1,138 @@
+"""The fair order study, written to docs/results.md: orders x variants x seeds at equal steps.
+
+    python benchmarks/order_study.py [--jobs 2] [--seeds 0 1 2] [--only LF FL] [--table]
+
+What is compared is in benchmarks/order_study.yaml. Every swap is one `kswap run` in a process of
+its own, whose folder is kept under the cache folder, so that the command goes on where it was
+stopped. `--table` only writes the section again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tables import section, write_section
+
+from kswap.benching import references, table
+from kswap.benching.arms import Arm, make_arms, matched_steps
+from kswap.benching.bench import DEMOS, reference_sources, suite_values
+from kswap.benching.execution import Job, finished, make_jobs, run_jobs
+from kswap.errors import UserError
+from kswap.yaml_text import merge, read_yaml
+
+CACHE = Path(os.environ.get("KSWAP_BENCH", Path.home() / ".cache/kswap-data/bench"))
+STUDY = Path(__file__).with_suffix(".yaml")
+_KEYS = {"suite", "preset", "orders", "variants", "seeds", "steps", "contrasts"}
+
+
+def read_study(path: Path) -> dict[str, Any]:
+    """Return the keys of a study; a suite that is a file is named from the study's folder.
+
+    Raises:
+        UserError: a key is missing or unknown.
+    """
+    study = read_yaml(path)
+    if wrong := _KEYS ^ set(study):
+        raise UserError(f"{path}: {', '.join(sorted(wrong))}: missing or unknown")
+    if study["suite"] not in DEMOS:
+        study["suite"] = path.parent / study["suite"]
+    return study
+
+
+def study_jobs(study: Mapping[str, Any], folder: Path, seeds: Sequence[int]) -> list[Job]:
+    """Return all runs, with equally many steps of each kind in every order."""
+    shared = suite_values(study["suite"], folder, {})
+
+    def values(arm: Arm) -> Mapping[str, Any]:
+        own = shared(arm)
+        terms = own.get("stages", {}).get("learn", {}).get("terms")
+        # What the suite adds to the two stages holds for the joint one too.
+        joint = {"stages": {"joint": {"terms": terms}}} if terms else {}
+        return merge(merge(own, joint), matched_steps(arm.order, study["steps"]))
+
+    arms = make_arms([study["preset"]], study["orders"], study["variants"])
+    return list(make_jobs(values, arms, seeds, folder / "runs"))
+
+
+def contrast_table(
+    study: Mapping[str, Any],
+    found: Mapping[str, Sequence[Mapping[str, Any]]],
+    yardsticks: Mapping[int, table.Yardstick],
+) -> str:
+    """Return differences between arms after the last stage, taken seed by seed, in Markdown."""
+    names = ("learn", "forget", "retain", "h3", "tow")
+    lines = ["| difference, points | seeds | learn | forget | retain | H3 | ToW |"]
+    lines.append("|---|---:|---:|---:|---:|---:|---:|")
+    for pair in study["contrasts"]:
+        runs = [{r["seed"]: r for r in found.get(f"{study['preset']}-{x}", ())} for x in pair]
+        seeds = sorted(set(runs[0]) & set(runs[1]))
+        cells = [f"`{pair[0]}` − `{pair[1]}`", str(len(seeds))]
+        ends = [[table.measures(r[s], -1, yardsticks.get(s)) for s in seeds] for r in runs]
+        for name in names:
+            values = [(one[name], other[name]) for one, other in zip(*ends, strict=True)]
+            known = [a - b for a, b in values if a is not None and b is not None]
+            full = known and len(known) == len(seeds)
+            cells.append(table.spread(known).text() if full else "not available")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def write_study(
+    study: Mapping[str, Any], jobs: Sequence[Job], folder: Path, *, timed: bool
+) -> None:
+    """Write the table, the differences and the references into docs/results.md."""
+    found = finished(jobs)
+    if not found:
+        return
+    runs = references.runs_by_seed([job.config.output for job in jobs])
+    sources = reference_sources(runs, [], folder)
+    yardsticks = references.measure(runs, sources, "R2", folder / "references.json")
+    parts = [
+        section(found, yardsticks, timed=timed),
+        f"Differences, seed by seed ({study['steps']['learn']} learning and "
+        f"{study['steps']['forget']} forgetting steps in every order), with 95 % t-intervals:",
+        contrast_table(study, found, yardsticks),
+    ]
+    write_section("order study", "\n\n".join(parts))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what is missing, then write the section."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--study", type=Path, default=STUDY, help="what is compared")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="runs side by side; the cores are shared out"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", help="default: those of the study")
+    parser.add_argument("--only", nargs="+", help="arms such as LF or FL-no-forget-term")
+    parser.add_argument("--output", type=Path, default=CACHE / "order-study", help="run folders")
+    parser.add_argument("--table", action="store_true", help="only write the section")
+    arguments = parser.parse_args(argv)
+    try:
+        study = read_study(arguments.study)
+        folder = arguments.output.expanduser().resolve()
+        jobs = study_jobs(study, folder, arguments.seeds or study["seeds"])
+        failures: list[str] = []
+        if not arguments.table:
+            names = [f"{study['preset']}-{name}" for name in arguments.only or ()]
+            failures = run_jobs(
+                [job for job in jobs if not names or job.arm.name in names],
+                folder / "configs",
+                num_jobs=arguments.jobs,
+                on_end=lambda job, problem: print(job.name, problem or "done", flush=True),
+            )
+        write_study(study, jobs, folder, timed=arguments.jobs == 1)
+    except UserError as error:
+        print(f"order_study: error: {error}", file=sys.stderr)
+        return 2
+    print("\n".join(failures))
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
