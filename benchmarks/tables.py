@@ -22,10 +22,10 @@ def section(
     return f"{text}\n\n{table.describe(yardsticks)}" if yardsticks else text
 
 
-def write_section(name: str, text: str) -> None:
-    """Replace what stands between the markers of `name` in docs/results.md."""
+def write_section(name: str, text: str, *, page: str = RESULTS.name) -> None:
+    """Replace what stands between the markers of `name` in a page of docs."""
     begin, end = f"<!-- begin: {name} -->", f"<!-- end: {name} -->"
-    page = RESULTS.read_text(encoding="utf-8")
-    before, rest = page.split(begin)
-    RESULTS.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}", encoding="utf-8")
-    print(f"written to {RESULTS}")
+    path = RESULTS.with_name(page)
+    before, rest = path.read_text(encoding="utf-8").split(begin)
+    path.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}", encoding="utf-8")
+    print(f"written to {path}")

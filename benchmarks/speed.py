@@ -1,0 +1,171 @@
+"""What a step costs: PEFT as it is used elsewhere against kswap's fused linears and kept prefix.
+
+    python benchmarks/speed.py [--rounds 7] [--size 224] [--batch 8]      # to docs/performance.md
+
+One step forgets `batch` images and retains `batch` others: cross-entropy, LoRA of rank 16 in the
+feed-forward linears, AdamW. All variants take the same images, one after the other in every round,
+so that what else the machine does falls on all of them; given are medians of the ratios. The model
+is a DINOv2-S architecture with random weights (speed depends on neither weights nor images). Peak
+memory is that of a process that does nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from tables import write_section
+from torch import Tensor
+from torch.nn import functional
+from transformers import Dinov2Config, Dinov2ForImageClassification
+
+from kswap.models.adapter import attach
+from kswap.models.fused import fused_adapters
+from kswap.models.head import find_heads
+from kswap.models.prefix import Prefix, Trial, find_prefix
+from kswap.models.structure import find_ffn_blocks
+from kswap.settings import AdapterConfig
+
+CLASSES, RANK, TOP = 10, 16, 4
+VARIANTS = {
+    "two forwards of the bare model": "the limit: a backward needs at least another forward",
+    "PEFT, two forwards": "one for what is forgotten, one for what is retained, as the paper's engine",
+    "PEFT, one forward": "both in one batch",
+    "kswap, all blocks": "`depth: all`: one forward, LoRA fused into its linear",
+    "kswap, last 4 blocks": "`depth: last-4`, computed from the image",
+    "kswap, last 4 blocks, prefix kept": "`depth: last-4`, what lies below is kept",
+}
+HEAD = (
+    "| variant | ms a step | × two bare forwards: median (min–max) | × PEFT, two forwards "
+    "| peak memory |\n|---|---:|---:|---:|---:|"
+)
+
+
+class Case:
+    """One variant, ready to do steps."""
+
+    def __init__(self, name: str, size: int, batch: int) -> None:
+        torch.manual_seed(0)
+        config = Dinov2Config(
+            hidden_size=384, num_hidden_layers=12, num_attention_heads=6, image_size=size,
+            num_labels=CLASSES,
+        )  # fmt: skip
+        self.name, self.batch = name, batch
+        model: Any = Dinov2ForImageClassification(config).eval()
+        self.images = torch.randn(2 * batch, 3, size, size)
+        self.labels = torch.randint(CLASSES, (2 * batch,))
+        self.kept: dict[str, Tensor] = {}
+        self.prefix: Prefix | None = None
+        if "bare" in name:
+            self.model = model
+            return
+        blocks = find_ffn_blocks(model)
+        self.model = attach(
+            model, blocks, AdapterConfig(rank=RANK), head_names=find_heads(model), seed=0
+        ).eval()
+        if "last" in name:
+            for block in blocks[:-TOP]:
+                model.get_submodule(block.name).requires_grad_(False)
+        if "kept" in name:
+            self._keep([block.name for block in blocks[-TOP:]])
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimiser = torch.optim.AdamW(trained, lr=1e-4, fused=True)
+
+    def _keep(self, trained: list[str]) -> None:
+        base: Any = self.model.get_base_model()
+        ends = [*trained, *find_heads(base)]
+        some, other = self.images[:3], self.images[3:6]
+        trial = Trial(
+            lambda x: [self.model(pixel_values=x).logits], torch.full_like, 3, some, some[:2], other
+        )
+        self.prefix = find_prefix(base, ends, trial)
+        assert self.prefix is not None
+        self.kept = self.prefix.record(base, lambda: self.model(pixel_values=self.images))
+
+    def step(self) -> None:
+        """Do one step, or what it is compared with."""
+        first, second = self.images.split(self.batch)
+        if "bare" in self.name:
+            with torch.no_grad():
+                self.model(pixel_values=self.images)
+                self.model(pixel_values=self.images)
+            return
+        if "two" in self.name:
+            logits = torch.cat([self.model(pixel_values=x).logits for x in (first, second)])
+        else:
+            with contextlib.ExitStack() as stack:
+                if "kswap" in self.name:
+                    stack.enter_context(fused_adapters(self.model))
+                if self.prefix is not None:
+                    base: Any = self.model.get_base_model()
+                    stack.enter_context(self.prefix.playing(base, self.kept))
+                logits = self.model(pixel_values=self.images).logits
+        functional.cross_entropy(logits, self.labels).backward()
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+
+
+def timed(step: Callable[[], None]) -> float:
+    """Return the seconds of one step."""
+    begin = time.perf_counter()
+    step()
+    return time.perf_counter() - begin
+
+
+def peak_mib(name: str, size: int, batch: int) -> float:
+    """Return the peak memory of a process that does three steps of one variant."""
+    words = [sys.executable, __file__, "--only", name, "--size", str(size), "--batch", str(batch)]
+    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def main() -> int:
+    """Time all variants in turn; write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--only", choices=list(VARIANTS), help="three steps of one, for its memory")
+    options = parser.parse_args()
+    if options.only:
+        case = Case(options.only, options.size, options.batch)
+        for _ in range(3):
+            case.step()
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        return 0
+    cases = {name: Case(name, options.size, options.batch) for name in VARIANTS}
+    for case in cases.values():
+        case.step()  # the first one allocates
+    found: dict[str, list[float]] = {name: [] for name in cases}
+    for _ in range(options.rounds):
+        for name, case in cases.items():
+            found[name].append(timed(case.step))
+    bare, peft = (found[name] for name in list(VARIANTS)[:2])
+    rows = [HEAD]
+    for name, what in VARIANTS.items():
+        ratios = sorted(a / b for a, b in zip(found[name], bare, strict=True))
+        others = [a / b for a, b in zip(found[name], peft, strict=True)]
+        memory = peak_mib(name, options.size, options.batch)
+        rows.append(
+            f"| {name} ({what}) | {1000 * statistics.median(found[name]):.0f} "
+            f"| {statistics.median(ratios):.2f} ({ratios[0]:.2f}–{ratios[-1]:.2f}) "
+            f"| {statistics.median(others):.2f} | {memory:.0f} MiB |"
+        )
+    rows.append(
+        f"\n{2 * options.batch} images of {options.size} px, {torch.get_num_threads()} threads, "
+        f"{options.rounds} rounds."
+    )
+    write_section(f"step {options.size}", "\n".join(rows), page="performance.md")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
