@@ -26,6 +26,7 @@ from kswap.audits.work import Note, Work, find_reference, fit_reference_data, lo
 from kswap.data import ImageSet, SwapData
 from kswap.errors import UserError
 from kswap.files import disk_errors
+from kswap.manifest import check_files
 from kswap.plan import plan
 from kswap.report.page import draw_report
 from kswap.run_folder import open_run, read_results, write_results
@@ -76,6 +77,8 @@ def audit(
             f"--reference-level: {reference_level} of no reference; name one with --reference"
         )
     results = read_results(run_dir)
+    check_files(run_dir, "config.yaml", "adapter")
+    check_files(run_dir, "events.jsonl", "arrays", may_miss=True)
     with memory_errors(), disk_errors(f"{run_dir}"), open_run(run_dir) as folder:
         work = load_run(run_dir, results, level=level, seed=seed)
         work.reference = find_reference(

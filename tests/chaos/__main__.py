@@ -194,9 +194,7 @@ def _kill_command(case: Case, name: str, folder: Path, drawing: random.Random) -
     if again.status and not (refused and not differing):
         differing.append(f"status {again.status}")
     differing += [
-        path
-        for path, found in after.items()
-        if contents(folder / "run").get(path) != found
+        path for path, found in after.items() if contents(folder / "run").get(path) != found
     ]
     if name == "export" and contents(exported) != whole:
         differing.append("exported/")

@@ -1,5 +1,5 @@
-"""What is disturbed: tiny swaps of the three tasks that share their models and data, the undisturbed
-run of each, and what must be equal whatever happened."""
+"""What is disturbed: tiny swaps of the three tasks, with models and data made once; the undisturbed
+run of each; and what must be equal whatever happened."""
 
 from __future__ import annotations
 

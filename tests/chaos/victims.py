@@ -173,8 +173,8 @@ def _run(words: list[str], log_path: Path, writing: int, within: Callable[[], An
         log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         for descriptor in (1, 2):
             os.dup2(log, descriptor)
-        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115, PTH123 - ends with the process
-        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115, PTH123
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - ends with the process
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
         sys.argv = ["kswap", *words]
         _tell(writing)
         if within is not None:
@@ -200,7 +200,7 @@ def _tell(writing: int) -> None:
         if event not in TOUCHES:
             return
         if event == "open":
-            path, mode, flags = arguments
+            _, mode, flags = arguments
             writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR)
             if not writes and not (isinstance(mode, str) and set(mode) & set("wa+x")):
                 return

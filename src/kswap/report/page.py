@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from kswap.errors import UserError
 from kswap.files import disk_errors, write_bytes
+from kswap.manifest import check_files
 from kswap.report.card import shown_base, write_card
 from kswap.report.charts import format_number
 from kswap.report.context import context_of
@@ -39,6 +40,7 @@ def draw_report(run_dir: str | Path) -> Path:
     """
     run_dir = Path(run_dir)
     results = read_results(run_dir)
+    check_files(run_dir, "events.jsonl", "arrays", may_miss=True)
     with disk_errors(f"{run_dir}"):
         try:
             draw_figures(run_dir, results)
