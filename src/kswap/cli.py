@@ -61,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # whatever the terminal's encoding lacks
             stream.reconfigure(errors="backslashreplace")
     try:
-        with Interrupts().installed():
+        # bench waits for processes of its own: a signal ends it as it always did
+        with Interrupts().installed() if words[:1] != ["bench"] else contextlib.nullcontext():
             status = _dispatch(words)
             _flush()
         return status
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say(f"kswap: error: {printable(str(error))}")
         return 2
     except Terminated as stop:
-        saved = words[:1] in (["run"], ["demo"], ["bench"])
+        saved = words[:1] in (["run"], ["demo"])
         _say(
             "kswap: stopped by SIGTERM; the state is saved, the same command goes on"
             if saved

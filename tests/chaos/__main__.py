@@ -32,10 +32,8 @@ import tiny_runs
 from chaos.cases import Case, clone, differences, digest, prepare
 from chaos.victims import Ended, Mark, Moment, at_phase, at_time, command, preload
 
-COMMANDS = ("export", "report", "audit")
-"""Commands on a finished run that are killed, too."""
-_RUNS_SHARE = 0.7
-"""Part of the kills that hit `kswap run`."""
+COMMANDS = ("run", "run", "export", "run", "run", "report", "run", "run", "audit", "run")
+"""What is killed, in turn, of every task; the others than run are given on a finished run."""
 _AGAIN = 3
 """Every so-manieth run is killed once more."""
 _FRESH = 20
@@ -73,7 +71,7 @@ def main(words: Sequence[str] | None = None) -> int:
         case = cases[number % len(cases)]
         folder = arguments.output / "disturbed" / f"{number:04d}"
         folder.mkdir(parents=True)
-        name = _which(number, len(cases))
+        name = COMMANDS[number // len(cases) % len(COMMANDS)]
         left = arguments.kills - len(kills)
         made = (
             _kill_run(case, folder, drawing, number, left)
@@ -100,13 +98,6 @@ def main(words: Sequence[str] | None = None) -> int:
         if kill.differing:
             print(f"NOT equal: {kill}")
     return 1 if unequal else 0
-
-
-def _which(number: int, num_cases: int) -> str:
-    """Return the command of a trial: mostly runs, the others in turn; the same for every task."""
-    place = number // num_cases
-    every = round(len(COMMANDS) / (1 - _RUNS_SHARE))
-    return COMMANDS[place % every] if place % every < len(COMMANDS) else "run"
 
 
 def draw(marks: Sequence[Mark], drawing: random.Random) -> tuple[str, Moment]:
