@@ -15,6 +15,7 @@ import select
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,24 +98,26 @@ def command(
     log_path: Path,
     *,
     moment: Moment | None = None,
-    stop_by: signal.Signals = signal.SIGKILL,
+    stop_by: signal.Signals | Callable[[], Any] = signal.SIGKILL,
     within: Callable[[], Any] | None = None,
     limit_s: float = 300,
 ) -> Ended:
-    """Run `kswap WORDS` and wait for its end; send `stop_by` once, at `moment`.
+    """Run `kswap WORDS` and wait for its end; disturb it once, at `moment`.
 
     Args:
         words: of the command line.
         log_path: takes what the command writes to its standard streams.
         moment: asked after every mark; None: the command is left alone.
-        stop_by: what ends it.
+        stop_by: a signal that it gets, or what is done to it.
         within: called in the process before the command begins.
         limit_s: a command that takes longer hangs, and is an AssertionError.
     """
     reading, writing = os.pipe()
     begin = time.monotonic()
     sys.stdout.flush()
-    pid = os.fork()
+    with warnings.catch_warnings():  # of Python 3.12: threads there are idle and are not used
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
     if pid == 0:
         os.close(reading)
         _run([str(word) for word in words], log_path, writing, within)
@@ -135,7 +138,7 @@ def _watch(
     reading: int,
     begin: float,
     moment: Moment | None,
-    stop_by: signal.Signals,
+    stop_by: signal.Signals | Callable[[], Any],
     limit_s: float,
 ) -> list[Mark]:
     marks: list[Mark] = []
@@ -159,7 +162,7 @@ def _watch(
                     due = None if after is None else begin + marks[-1].seconds + after
         now = time.monotonic()
         if due is not None and now >= due:
-            os.kill(pid, stop_by)
+            os.kill(pid, stop_by) if isinstance(stop_by, signal.Signals) else stop_by()
             due, sent = None, True
         elif now >= end:
             os.kill(pid, signal.SIGKILL)
@@ -176,6 +179,7 @@ def _run(words: list[str], log_path: Path, writing: int, within: Callable[[], An
         sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - ends with the process
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
         sys.argv = ["kswap", *words]
+        warnings.simplefilter("ignore")  # pytest makes errors of them
         _tell(writing)
         if within is not None:
             within()
