@@ -76,6 +76,11 @@ def _lives(pid: int) -> bool:
     return True
 
 
+def is_read_only(error: OSError) -> bool:
+    """Whether something may not be written to: by its permissions, or as the whole disk is so."""
+    return error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
 def digest_of(path: Path) -> str:
     """Return the SHA-256 of a file's content."""
     with path.open("rb") as file:

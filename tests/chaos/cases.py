@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ import tiny_runs
 import yaml
 from chaos.victims import Ended, command
 
+ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "1"))
+"""How often each random disturbance is drawn."""
 TIMES = ("seconds", "images_per_s")
 _MEASURED = ("seconds", "peak_memory_bytes")
 
@@ -66,6 +69,7 @@ def outcome(run_dir: Path) -> dict[str, Any]:
     found["events.jsonl"] = [{k: v for k, v in x.items() if k not in TIMES} for x in lines]
     config = yaml.safe_load((run_dir / "config.yaml").read_text())
     config.pop("output")
+    config["environment"].pop("commit")  # of a checkout that may be worked on
     found["config.yaml"] = config
     for name in ("adapter", "model", "arrays", "figures"):
         for path in sorted((run_dir / name).iterdir()):

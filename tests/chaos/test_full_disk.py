@@ -1,40 +1,21 @@
-"""The disk fills up at random moments: one line, status 2, the last checkpoint whole; and when there
-is space again the same command ends as if nothing had been."""
+"""The disk fills up at random moments: one line, status 2, the last checkpoint whole; and when
+there is space again the same command ends as if nothing had been."""
 
 from __future__ import annotations
 
 import contextlib
 import random
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from chaos.__main__ import draw
-from chaos.cases import Case, clone, differences
-from chaos.conftest import ROUNDS
+from chaos.cases import ROUNDS, Case, clone, differences
 from chaos.victims import Ended, command
 from tiny_runs import TASKS
 
 from kswap.training.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 64 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    words = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
-    try:
-        done = subprocess.run(words, capture_output=True, text=True)
-    except FileNotFoundError:
-        pytest.skip("there is no `mount` here")
-    if done.returncode:
-        pytest.skip(f"a disk cannot be mounted here: {done.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def fill(disk: Path) -> None:
