@@ -28,8 +28,8 @@ with atheris.instrument_imports(include=["kswap"]):
     from kswap.errors import UserError
 
 # behind what is instrumented, as they import it too
-from data.scenes import NAMES, write_images  # noqa: E402
-from fuzz.test_readers import COCO, CONFIG, PICTURES, XML, read_all, yaml  # noqa: E402
+from data.scenes import NAMES, write_images
+from fuzz.test_readers import COCO, CONFIG, PICTURES, XML, read_all, yaml
 
 FOLDER = Path(tempfile.mkdtemp(prefix="kswap-fuzz-"))
 
