@@ -17,7 +17,7 @@ import yaml
 from kswap.config import SwapConfig
 from kswap.errors import UserError
 from kswap.files import write_bytes
-from kswap.manifest import RESULTS, check_files, write_with_manifest
+from kswap.manifest import NAME, RESULTS, check_files, write_with_manifest
 from kswap.settings import ROLES
 from kswap.yaml_text import read_yaml
 
@@ -109,6 +109,7 @@ def open_run(path: Path) -> Iterator[RunFolder]:
                     f"output: {path} holds {foreign[0]!r}, which is not of a run; "
                     "name a new or empty folder"
                 )
+            _remove_unfinished(folder)
             yield folder
         finally:
             shutil.rmtree(folder.cache, ignore_errors=True)
@@ -122,6 +123,15 @@ def open_run(path: Path) -> Iterator[RunFolder]:
         if not folder.config.exists() and not lock.is_locked:
             _remove(created)
         raise
+
+
+def _remove_unfinished(folder: RunFolder) -> None:
+    """Remove what a killed process did not rename; only who holds the lock writes these files."""
+    own = (folder.config, folder.results, folder.path / NAME)
+    unfinished = [path.with_name(f".{path.name}.tmp") for path in own]
+    for path in (*unfinished, *folder.arrays.glob(".*.tmp")):
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def _make(path: Path) -> list[Path]:
