@@ -37,8 +37,8 @@ def export(
         raise _not_writable(to_dir, error) from None
     if occupied:
         raise UserError(f"--to: {to_dir} exists already; name a new or empty folder")
-    check_files(run_dir, "config.yaml", "adapter")
     model, processor = load(run_dir)
+    check_files(run_dir, "config.yaml", "adapter")
     swapped = dict(getattr(model.config, "kswap", None) or {})
     if drop_forgotten:
         forgotten = set(swapped.get("forgotten", ()))
