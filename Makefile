@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: setup demo test test-all test-browser lint format types imports docs check fuzz bench bench-step assets clean
+.PHONY: setup demo test test-all test-browser lint format types imports docs check fuzz fuzz-guided chaos chaos-short bench bench-step assets clean
 
 setup: $(INSTALLED)
 
@@ -49,8 +49,25 @@ docs: setup  ## redraw what in docs/ is made from the code
 
 check: lint types imports test
 
-fuzz: setup  ## 108,000 damaged configs, annotations, label maps and pictures
-	FUZZ_CASES=9000 $(BIN)/python -m pytest -n 2 --dist worksteal tests/fuzz
+CASES ?= 108000
+fuzz: setup  ## CASES damaged configs, annotations, label maps and pictures, on 12 targets
+	FUZZ_CASES=$$(( ($(CASES) + 11) / 12 )) $(BIN)/python -m pytest -n 2 --dist worksteal tests/fuzz
+
+fuzz-guided: setup  ## the same guided by coverage: CASES in all on 5 targets (atheris, where PyPI has it)
+	$(BIN)/pip install --quiet --disable-pip-version-check atheris
+	for target in config coco voc yolo picture; do \
+	  PYTHONPATH=tests $(BIN)/python tests/fuzz/guided.py $$target -runs=$$(( ($(CASES) + 4) / 5 )) -timeout=2 -rss_limit_mb=2048 || exit 1; \
+	done
+
+KILLS ?= 100
+ROUNDS ?= 3
+chaos: setup  ## KILLS by SIGKILL at random moments, each gone on from; a full disk, damage, SIGTERM, ROUNDS times
+	PYTHONPATH=tests $(BIN)/python -m chaos --kills $(KILLS) --output runs/chaos
+	OMP_NUM_THREADS=1 CHAOS_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest -n 0 tests/chaos
+
+chaos-short: setup  ## 9 kills, and one damaged file of each kind
+	PYTHONPATH=tests $(BIN)/python -m chaos --kills 9 --output runs/chaos
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 0 tests/chaos/test_damage.py
 
 bench: setup  ## the tables of docs/results.md: hours on 2 cores, goes on where it was stopped
 	$(BIN)/python scripts/make_benchmark.py

@@ -37,7 +37,7 @@ from kswap.settings import AdapterConfig
 CLASSES, RANK, TOP = 10, 16, 4
 VARIANTS = {
     "two forwards of the bare model": "the limit: a backward needs at least another forward",
-    "PEFT, two forwards": "one for what is forgotten, one for what is retained, as the paper's engine",
+    "PEFT, two forwards": "one for what is forgotten, one for what is retained, as in the paper",
     "PEFT, one forward": "both in one batch",
     "kswap, all blocks": "`depth: all`: one forward, LoRA fused into its linear",
     "kswap, last 4 blocks": "`depth: last-4`, computed from the image",

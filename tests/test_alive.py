@@ -255,6 +255,14 @@ def test_what_is_lost_of_a_finished_run_is_saved_again(values):
         assert outcome(folder) == before
 
 
+def test_what_a_killed_process_did_not_rename_is_removed(values):
+    folder = kswap.swap(SwapConfig.from_mapping(values)).run_dir
+    for name in (".manifest.json.tmp", ".results.json.tmp", "arrays/.examples.json.tmp"):
+        (folder / name).write_text("half")
+    kswap.swap(SwapConfig.from_mapping(values))
+    assert not list(folder.rglob(".*"))
+
+
 def test_checkpoints_without_their_config_are_not_gone_on_from(values):
     folder = kswap.swap(SwapConfig.from_mapping(values)).run_dir
     (folder / "config.yaml").unlink()

@@ -27,7 +27,9 @@ def test_the_newest_is_loaded_and_two_are_kept(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["01-00000050", "01-00000100"]
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "no meta", "no state", "bad json", "empty"])
+@pytest.mark.parametrize(
+    "damage", ["flip", "cut", "no meta", "no state", "bad json", "empty", "step"]
+)
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, damage):
     save(tmp_path, 1, 1)
     newest = save(tmp_path, 2, 2)
@@ -40,6 +42,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, dama
         state.write_bytes(content[: len(content) // 2])
     elif damage == "empty":
         state.write_bytes(b"")
+    elif damage == "step":
+        meta.write_text(meta.read_text().replace('"step": 2', '"step": 3'))
     elif damage == "bad json":
         meta.write_text("{")
     else:

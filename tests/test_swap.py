@@ -59,7 +59,15 @@ def finished(base_dir, old_images, new_images, tmp_path_factory):
 def test_it_leaves_what_the_design_says(finished):
     names = {p.name for p in finished.run_dir.iterdir()}
     assert names == {
-        *("config.yaml", "results.json", "events.jsonl", "adapter", "model", "checkpoints"),
+        *(
+            "config.yaml",
+            "manifest.json",
+            "results.json",
+            "events.jsonl",
+            "adapter",
+            "model",
+            "checkpoints",
+        ),
         *("README.md", "arrays", "figures", "report.html"),
     }
     results = json.loads((finished.run_dir / "results.json").read_text())

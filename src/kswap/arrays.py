@@ -76,8 +76,8 @@ class RunArrays:
 
 def write_examples(
     folder: Path, examples: Sequence[Example], *, labels: Mapping[int, str], unit: Unit
-) -> None:
-    """Write the images and their truth."""
+) -> list[Path]:
+    """Write the images and their truth; return the files."""
     folder.mkdir(exist_ok=True)
     tensors: dict[str, NDArray[Any]] = {}
     for number, example in enumerate(examples):
@@ -90,17 +90,20 @@ def write_examples(
         "labels": {str(row): label for row, label in labels.items()},
     }
     write_bytes(folder / "examples.json", json.dumps(words, ensure_ascii=False).encode())
+    return [folder / "examples.safetensors", folder / "examples.json"]
 
 
-def write_stage(folder: Path, name: str, stage: StageArrays) -> None:
-    """Write what a stage answers."""
+def write_stage(folder: Path, name: str, stage: StageArrays) -> list[Path]:
+    """Write what a stage answers; return the files."""
     folder.mkdir(exist_ok=True)
     tensors: dict[str, NDArray[Any]] = {}
     for number, answer in enumerate(stage.answers):
         tensors |= _tensors(number, answer)
-    write_bytes(folder / f"answers-{name}.safetensors", _packed(tensors))
+    answers, confusion = folder / f"answers-{name}.safetensors", folder / f"confusion-{name}.json"
+    write_bytes(answers, _packed(tensors))
     counts = {str(row): {str(a): n for a, n in c.items()} for row, c in stage.confusion.items()}
-    write_bytes(folder / f"confusion-{name}.json", json.dumps({"counts": counts}).encode())
+    write_bytes(confusion, json.dumps({"counts": counts}).encode())
+    return [answers, confusion]
 
 
 def read_arrays(folder: Path, stages: Sequence[str]) -> RunArrays | None:

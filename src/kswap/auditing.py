@@ -24,6 +24,7 @@ from kswap.audits.verdict import verdict
 from kswap.audits.work import Note, Work, find_reference, fit_reference_data, load_run
 from kswap.errors import UserError
 from kswap.files import disk_errors
+from kswap.manifest import check_files
 from kswap.report.page import draw_report
 from kswap.run_folder import open_run, read_results, write_results
 from kswap.training.device import memory_errors
@@ -189,6 +190,8 @@ def _audit(
     """Audit one run; A4 is asked of `models`, which took `gathering_s`."""
     begin = time.perf_counter()
     results = read_results(run_dir)
+    check_files(run_dir, "config.yaml", "adapter")
+    check_files(run_dir, "events.jsonl", "arrays", may_miss=True)
     with memory_errors(), disk_errors(f"{run_dir}"), open_run(run_dir) as folder:
         work = load_run(run_dir, results, level=level, seed=seed)
         work.reference = find_reference(

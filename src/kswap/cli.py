@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from kswap._version import __version__
 from kswap.errors import Terminated, UserError, printable
+from kswap.signals import Interrupts
 
 if TYPE_CHECKING:
     from kswap.config import SwapConfig
@@ -66,8 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # whatever the terminal's encoding lacks
             stream.reconfigure(errors="backslashreplace")
     try:
-        status = _dispatch(words)
-        _flush()
+        # bench waits for processes of its own: a signal ends it as it always did
+        with Interrupts().installed() if words[:1] != ["bench"] else contextlib.nullcontext():
+            status = _dispatch(words)
+            _flush()
         return status
     except UserError as error:
         if with_traceback:
@@ -75,7 +78,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say(f"kswap: error: {printable(str(error))}")
         return 2
     except Terminated as stop:
-        _say("kswap: stopped by SIGTERM; the state is saved, the same command goes on")
+        saved = words[:1] in (["run"], ["demo"])
+        _say(
+            "kswap: stopped by SIGTERM; the state is saved, the same command goes on"
+            if saved
+            else "kswap: stopped by SIGTERM; nothing is half-written, give the same command again"
+        )
         return int(str(stop.code))
     except KeyboardInterrupt:
         _say("kswap: interrupted; the same command goes on from the last checkpoint")

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
-from kswap.errors import UserError, closest
+from kswap.errors import UserError, closest, printable
 from kswap.presets import PRESETS
 from kswap.settings import (
     ROLES,
@@ -186,7 +186,8 @@ def describe(error: ValidationError) -> str:
     ]
     problem = problems[0]
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    where = ".".join(str(part) for part in problem["loc"] if part not in _UNION_TAGS)
+    names = (str(part) for part in problem["loc"] if part not in _UNION_TAGS)
+    where = ".".join(one_line(printable(name)) for name in names)
     if problem["type"] == "extra_forbidden":
         known = _fields_at(problem["loc"][:-1])
         name = str(problem["loc"][-1])

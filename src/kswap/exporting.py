@@ -9,8 +9,9 @@ import errno
 from pathlib import Path
 
 from kswap.errors import UserError
-from kswap.files import disk_errors
-from kswap.models.artefact import load, write_folder
+from kswap.files import disk_errors, write_folder
+from kswap.manifest import check_files
+from kswap.models.artefact import load
 from kswap.models.export import export_onnx
 from kswap.models.head import drop_rows
 from kswap.models.loading import quiet
@@ -37,6 +38,7 @@ def export(
     if occupied:
         raise UserError(f"--to: {to_dir} exists already; name a new or empty folder")
     model, processor = load(run_dir)
+    check_files(run_dir, "config.yaml", "adapter")
     swapped = dict(getattr(model.config, "kswap", None) or {})
     if drop_forgotten:
         forgotten = set(swapped.get("forgotten", ()))

@@ -1,11 +1,15 @@
-"""Files that are there whole or not at all."""
+"""Files and folders that are there whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
-from collections.abc import Iterator
+import platform
+import re
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from kswap.errors import DiskFullError
@@ -23,6 +27,64 @@ def write_bytes(path: Path, content: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_folder(to_dir: Path, write: Callable[[Path], None]) -> Path:
+    """Let `write` fill a temporary folder beside `to_dir`, then put it in place of `to_dir`.
+
+    What a process that was killed here left beside it is removed.
+    """
+    to_dir.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(to_dir)
+    owner = f"{_host()}-{os.getpid()}"
+    fresh = to_dir.with_name(f".{to_dir.name}.new-{owner}")
+    stale = to_dir.with_name(f".{to_dir.name}.old-{owner}")
+    for folder in (fresh, stale):
+        shutil.rmtree(folder, ignore_errors=True)
+    try:
+        fresh.mkdir()
+        write(fresh)
+        if to_dir.exists():
+            to_dir.rename(stale)
+        fresh.rename(to_dir)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(stale, ignore_errors=True)
+    return to_dir
+
+
+def _remove_leftovers(to_dir: Path) -> None:
+    """Remove temporary folders of `write_folder` whose process, of this machine, is gone."""
+    names = re.compile(rf"\.{re.escape(to_dir.name)}\.(?:new|old)-{re.escape(_host())}-(\d+)")
+    for path in to_dir.parent.iterdir():
+        found = names.fullmatch(path.name)
+        if found and not _lives(int(found[1])):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _host() -> str:
+    return re.sub(r"[^A-Za-z0-9.]", "_", platform.node())
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # of another user
+        return True
+    return True
+
+
+def is_read_only(error: OSError) -> bool:
+    """Whether something may not be written to: by its permissions, or as the whole disk is so."""
+    return error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def digest_of(path: Path) -> str:
+    """Return the SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager

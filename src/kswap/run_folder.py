@@ -17,6 +17,7 @@ import yaml
 from kswap.config import SwapConfig
 from kswap.errors import UserError
 from kswap.files import write_bytes
+from kswap.manifest import NAME, RESULTS, check_files, write_with_manifest
 from kswap.settings import ROLES
 from kswap.yaml_text import read_yaml
 
@@ -24,6 +25,7 @@ _OURS = frozenset(
     [
         "config.yaml",
         "results.json",
+        "manifest.json",
         "events.jsonl",
         "adapter",
         "model",
@@ -107,6 +109,7 @@ def open_run(path: Path) -> Iterator[RunFolder]:
                     f"output: {path} holds {foreign[0]!r}, which is not of a run; "
                     "name a new or empty folder"
                 )
+            _remove_unfinished(folder)
             yield folder
         finally:
             shutil.rmtree(folder.cache, ignore_errors=True)
@@ -120,6 +123,15 @@ def open_run(path: Path) -> Iterator[RunFolder]:
         if not folder.config.exists() and not lock.is_locked:
             _remove(created)
         raise
+
+
+def _remove_unfinished(folder: RunFolder) -> None:
+    """Remove what a killed process did not rename; only who holds the lock writes these files."""
+    own = (folder.config, folder.results, folder.path / NAME)
+    unfinished = [path.with_name(f".{path.name}.tmp") for path in own]
+    for path in (*unfinished, *folder.arrays.glob(".*.tmp")):
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def _make(path: Path) -> list[Path]:
@@ -205,18 +217,19 @@ def write_config(folder: RunFolder, config: SwapConfig, environment: Mapping[str
     write_bytes(folder.config, content.encode())
 
 
-def write_results(folder: RunFolder, results: Mapping[str, Any]) -> None:
-    """Write results.json."""
-    write_bytes(folder.results, json.dumps(results, indent=2, ensure_ascii=False).encode())
+def write_results(folder: RunFolder, results: Mapping[str, Any], *, anew: bool = False) -> None:
+    """Write results.json and its checksum; `anew`: at the end of a run, those of all its files."""
+    content = json.dumps(results, indent=2, ensure_ascii=False).encode()
+    write_with_manifest(folder.path, content, anew=anew)
 
 
 def read_results(run_dir: Path) -> dict[str, Any]:
     """Read results.json of a finished run.
 
     Raises:
-        UserError: the folder is not one of a finished run.
+        UserError: the folder is not one of a finished run, or the file is damaged.
     """
-    path = run_dir / "results.json"
+    path = run_dir / RESULTS
     try:
         results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         _check_results(results)
@@ -230,6 +243,7 @@ def read_results(run_dir: Path) -> dict[str, Any]:
             f"{path}: cannot be read ({type(error).__name__}: {error}); delete it and run the same "
             "swap again, which writes it anew from the last checkpoint"
         ) from None
+    check_files(run_dir, RESULTS)
     return results
 
 

@@ -24,6 +24,7 @@ from kswap.data import ImageSet, SwapData
 from kswap.errors import Terminated, UserError
 from kswap.evaluation import score_sets, summary
 from kswap.evaluation.examples import choose, examples_of, fit_answer
+from kswap.files import digest_of
 from kswap.models import adapter as adapters
 from kswap.models import artefact, head, structure
 from kswap.models.features import Places
@@ -46,6 +47,7 @@ from kswap.training.analysis import Analysis, write_figures
 from kswap.training.augment import make_change
 from kswap.training.checkpoint import (
     Position,
+    check_run,
     fingerprint_of,
     load_checkpoint,
     prune,
@@ -104,6 +106,7 @@ class Run:
         """Train what is not trained yet, save, and return the content of results.json."""
         fingerprint = fingerprint_of(self.loaded.model, self.data)
         tensors = self._resume(fingerprint)
+        self._written([self.folder.config])
         model = self.loaded.model.to(self.accelerator.device)
         self.heads = head.find_heads(model)
         blocks = self.blocks = structure.find_ffn_blocks(model)
@@ -165,6 +168,8 @@ class Run:
                 f"output: {self.folder.path} was begun with other images or other base "
                 "weights; restore them, or name another folder"
             )
+        for note in check_run(self.folder.path, position):
+            self.on_note(note)
         self.position = position
         self.seconds = {
             **position.seconds,
@@ -185,6 +190,7 @@ class Run:
         """Write a checkpoint; within a stage, with the optimiser and the adapter it began with."""
         begin = time.perf_counter()
         self.position.events_bytes = events.flush()
+        self.position.events_sha256 = events.sha256
         self.position.seconds = dict(self.seconds)
         tensors = {f"model.{k}": v for k, v in artefact.trainable_state(trainee.model).items()}
         if optimiser is not None:
@@ -434,6 +440,7 @@ class Run:
     def _write_analysis(self, stage: Stage, swapped: Any, analysis: Analysis) -> None:
         figures = analysis.figures(adapters.adapter_changes(swapped, self.blocks))
         path = write_figures(self.folder.path / "arrays", stage.name, figures)
+        self._written([path])
         self.on_note(f"analysis of stage {stage.name}: {analysis.seconds:.1f} s, in {path}")
         self.position.analysis = {}
 
@@ -589,15 +596,20 @@ class Run:
         """Write what figures and report of a stage are drawn from."""
         examples = examples_of(self.data, chosen)
         if name == "base":
-            write_examples(
-                self.folder.arrays, examples, labels=self.data.id2label, unit=self.task.counts
-            )
+            labels, unit = self.data.id2label, self.task.counts
+            self._written(write_examples(self.folder.arrays, examples, labels=labels, unit=unit))
         kept = [marks for role in chosen for marks in scored[role].kept]
         answers = tuple(fit_answer(m, e) for m, e in zip(kept, examples, strict=True))
         confusion = {
             row: counts for found in scored.values() for row, counts in found.confusion.items()
         }
-        write_stage(self.folder.arrays, name, StageArrays(answers, confusion))
+        self._written(write_stage(self.folder.arrays, name, StageArrays(answers, confusion)))
+
+    def _written(self, paths: Sequence[Path]) -> None:
+        """Keep the checksums of files that are not written again."""
+        for path in paths:
+            name = path.relative_to(self.folder.path).as_posix()
+            self.position.files[name] = digest_of(path)
 
     def _spent(self, phase: str, begin: float) -> None:
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - begin
@@ -653,7 +665,7 @@ class Run:
         write_card(self.folder.path, results)
         self._drawn("report.html", write_report, results)
         prune(self.folder.checkpoints, keep=1)
-        write_results(self.folder, results)
+        write_results(self.folder, results, anew=True)
         self.accelerator.end_training()
         return results
 

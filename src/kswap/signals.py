@@ -40,9 +40,15 @@ class Interrupts:
 
     @contextlib.contextmanager
     def deferring(self) -> Iterator[None]:
-        """Note SIGTERM within the block; whoever defers looks at `received`."""
+        """Note SIGTERM within the block; whoever defers looks at `received`.
+
+        Raises:
+            Terminated: it was received and not looked at.
+        """
         self.deferred = True
         try:
             yield
         finally:
             self.deferred = False
+        if self.received:
+            raise Terminated

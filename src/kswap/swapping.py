@@ -18,6 +18,7 @@ from kswap.environment import describe_environment
 from kswap.errors import UserError
 from kswap.evaluation import score_roles
 from kswap.files import disk_errors
+from kswap.manifest import check_files, damaged_files
 from kswap.models import artefact
 from kswap.models.checks import check_fits
 from kswap.models.loading import Loaded, find_task, from_objects, load_base, task_of
@@ -112,8 +113,15 @@ def swap(
         known = check_config(folder, config)
         if known and folder.results.exists():
             results = read_results(folder.path)
-            if folder.is_complete:
+            check_files(folder.path, "config.yaml")
+            check_files(folder.path, "events.jsonl", "arrays", may_miss=True)
+            lost = damaged_files(folder.path, "adapter", "model") if folder.is_complete else []
+            if folder.is_complete and not lost:
                 return SwapResult(folder.path, results, resumed=True)
+            for name in lost:
+                on_note(f"{folder.path / name} is damaged or missing, and saved again")
+            if results.get("audit"):
+                on_note("the audit is of the model that was lost; audit the run again")
         accelerator = make_accelerator(config.training, folder.path)
         loaded = from_objects(model, processor) if model is not None else load_base(config.model)
         with progress("images") as report:
@@ -163,6 +171,7 @@ def evaluate(run_dir: str | Path) -> dict[str, Any]:
     """
     run_dir = Path(run_dir)
     results = read_results(run_dir)
+    check_files(run_dir, "config.yaml", "adapter")
     config = SwapConfig.from_yaml(run_dir / "config.yaml")
     base = load_base(config.model)
     accelerator = make_accelerator(config.training, run_dir)

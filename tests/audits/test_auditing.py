@@ -339,6 +339,7 @@ def change(run_dir: Path, how) -> list[str]:
     values = yaml.safe_load((run_dir / "config.yaml").read_text())
     how(values)
     (run_dir / "config.yaml").write_text(yaml.safe_dump(values))
+    (run_dir / "manifest.json").unlink()  # the change is meant
     return [str(run_dir)]
 
 
@@ -432,6 +433,7 @@ def test_the_untouched_base_is_known(run_dir, reference_dir, base_dir):
     names = dict(enumerate((*OLD, *NEW)))
     extend_head(model, names, init="random", seed=0)
     shutil.rmtree(run_dir / "model")
+    (run_dir / "manifest.json").unlink()  # the change is meant
     model.save_pretrained(run_dir / "model")
     tiny_processor().save_pretrained(run_dir / "model")
     answer = kswap.audit(run_dir, reference=reference_dir)

@@ -1,6 +1,6 @@
 """Whatever a file holds, reading it ends in data or in one line: no traceback, no hang.
 
-    make fuzz       # FUZZ_CASES=20000: more than 100,000 cases; the default tests run a few of each
+    make fuzz CASES=100000      # in all; the default tests run a few of each target
 
 Valid files are made, then changed: in JSON any value at any depth, in XML, text and pictures any
 bytes. `hypothesis` shrinks what fails and remembers it. A case may take a second.

@@ -12,6 +12,7 @@ from peft import PeftModel
 from PIL import Image
 from transformers import AutoConfig, AutoModelForImageClassification, pipeline
 
+from kswap.files import write_folder
 from kswap.models.adapter import adapter_tensors, attach
 from kswap.models.artefact import (
     load_trainable_state,
@@ -20,7 +21,6 @@ from kswap.models.artefact import (
     save_merged,
     save_model,
     trainable_state,
-    write_folder,
 )
 from kswap.models.head import extend_head, find_heads
 from kswap.models.loading import load_base, quiet

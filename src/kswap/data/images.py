@@ -38,8 +38,12 @@ FORMATS = (
     "TIFF",
     "WEBP",
 )
-MAX_PIXELS = 178_956_970
-"""Pillow's own limit of a decompression bomb error (twice `Image.MAX_IMAGE_PIXELS`)."""
+MAX_PIXELS = 89_478_485
+"""`Image.MAX_IMAGE_PIXELS`, beyond which Pillow warns of a decompression bomb: a file of some
+kilobytes may hold so many, and decoding them takes up to 0.8 GB for a moment."""
+_BOMB_PIXELS, _BOMB_PIXELS_PER_BYTE = 1 << 25, 100
+"""Beyond both a file is no picture that anybody took: decoding it would take seconds."""
+_STRIP_PIXELS = 1 << 20
 MAX_ASPECT = 100
 """Beyond this ratio of the sides, resizing the short side to a model's size would need
 gigabytes."""
@@ -99,10 +103,12 @@ def exif_orientation(source: str | Path | bytes | Image.Image) -> int:
 
 
 def _open(source: str | Path | bytes | Image.Image) -> Image.Image:
+    num_bytes = None
     if isinstance(source, Image.Image):
         image = source
     elif isinstance(source, bytes | bytearray | memoryview):
-        if not len(source):
+        num_bytes = len(source)
+        if not num_bytes:
             raise ValueError("it is empty")
         image = Image.open(io.BytesIO(source), formats=known_formats())
     else:
@@ -110,6 +116,7 @@ def _open(source: str | Path | bytes | Image.Image) -> Image.Image:
         if path.exists() and not path.is_file() and not path.is_dir():
             raise ValueError("it is a pipe or a device, not a file")  # reading might never end
         data = path.read_bytes()
+        num_bytes = len(data)
         if not data:
             raise ValueError("it is empty")
         image = Image.open(io.BytesIO(data), formats=known_formats())
@@ -118,6 +125,9 @@ def _open(source: str | Path | bytes | Image.Image) -> Image.Image:
         raise ValueError("it has no pixels")
     if width * height > MAX_PIXELS:
         raise ValueError(f"{width}x{height} pixels are more than {MAX_PIXELS}")
+    packed = num_bytes is not None and width * height > _BOMB_PIXELS_PER_BYTE * num_bytes
+    if packed and width * height > _BOMB_PIXELS:
+        raise ValueError(f"{width}x{height} pixels in {num_bytes} bytes, a decompression bomb")
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise ValueError(f"{width}x{height}: one side is more than {MAX_ASPECT} times the other")
     return image
@@ -147,7 +157,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _from_16_bit(image: Image.Image) -> Image.Image:
-    grey = np.asarray(image).astype(np.int64)
-    if grey.min() < 0 or grey.max() > 65535:
-        raise ValueError("32-bit grey values outside 0..65535, save it with 8 or 16 bits")
-    return Image.fromarray((grey >> 8).astype(np.uint8))
+    grey = Image.new("L", image.size)
+    rows = max(1, _STRIP_PIXELS // image.width)  # all at once would take gigabytes
+    for top in range(0, image.height, rows):
+        part = image.crop((0, top, image.width, min(top + rows, image.height)))
+        values = np.asarray(part).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError("32-bit grey values outside 0..65535, save it with 8 or 16 bits")
+        grey.paste(Image.fromarray((values >> 8).astype(np.uint8)), (0, top))
+    return grey

@@ -61,7 +61,7 @@ def write_demo(task: str, output: Path) -> None:
         UserError: the folder cannot be written.
     """
     from kswap.demo.packing import write_model
-    from kswap.files import disk_errors
+    from kswap.files import disk_errors, is_read_only
 
     base, scenes = _beside(output)
     reference = output.with_name(f"{output.name}-reference")
@@ -74,8 +74,12 @@ def write_demo(task: str, output: Path) -> None:
                 # One that is there is of the same command before, or of its user.
                 if packed.is_dir() and not (folder / "model.safetensors").exists():
                     write_model(packed, folder)
-        except (ValueError, PermissionError, FileExistsError, NotADirectoryError) as error:
+        except (ValueError, FileExistsError, NotADirectoryError) as error:
             raise UserError(f"output: {error}") from None
+        except OSError as error:
+            if is_read_only(error):
+                raise UserError(f"output: {error}; name another folder") from None
+            raise
 
 
 def _beside(output: Path) -> tuple[Path, Path]:

@@ -14,6 +14,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kswap.files import write_folder
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -93,19 +95,13 @@ def write_model(packed_dir: Path, to_dir: Path) -> None:
         msg = f"{to_dir} is not empty; name a new folder or delete it first"
         raise ValueError(msg)
     weights = unpack(packed_dir / WEIGHTS_NAME)
-    to_dir.parent.mkdir(parents=True, exist_ok=True)
-    part = to_dir.with_name(f"{to_dir.name}.{os.getpid()}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
-    try:
+
+    def write(folder: Path) -> None:
         for name in CONFIG_NAMES:
-            shutil.copyfile(packed_dir / name, part / name)
-        (part / "model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
-        if to_dir.exists():
-            to_dir.rmdir()  # empty: a rename onto it works on POSIX only
-        part.rename(to_dir)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+            shutil.copyfile(packed_dir / name, folder / name)
+        (folder / "model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
+
+    write_folder(to_dir, write)
 
 
 def _quantise(tensor: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,9 +17,7 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kswap.errors import UserError
+from kswap.files import write_folder
+from kswap.manifest import check_files
 from kswap.models.adapter import ADAPTER_NAME, has_embeddings
 from kswap.models.head import is_classifier
 from kswap.models.loading import load_base, quiet
@@ -142,7 +142,7 @@ def load(run_dir: str | Path) -> tuple[PreTrainedModel, Any]:
     """Return the model and the processor of a finished run (RUN/model), or of an exported folder.
 
     Raises:
-        UserError: the folder is no run, or the run is not finished.
+        UserError: the folder is no run, the run is not finished, or a file of it is damaged.
     """
     run_dir = Path(run_dir)
     try:
@@ -153,6 +153,7 @@ def load(run_dir: str | Path) -> tuple[PreTrainedModel, Any]:
         raise UserError(f"{run_dir}: is no folder ({error.strerror}); name one") from None
     if not found:
         raise UserError(f"{run_dir}: has no model folder; name the folder of a finished run")
+    check_files(folder.parent, "model")  # of an exported folder nothing is recorded
     loaded = load_base(str(folder))
     return loaded.model, loaded.processor
 
@@ -187,25 +188,6 @@ def load_trainable_state(peft_model: PeftModel, state: Mapping[str, Tensor]) -> 
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(state[name])
-
-
-def write_folder(to_dir: Path, write: Callable[[Path], None]) -> Path:
-    """Let `write` fill a temporary folder beside `to_dir`, then put it in place of `to_dir`."""
-    to_dir.parent.mkdir(parents=True, exist_ok=True)
-    fresh = to_dir.with_name(f".{to_dir.name}.new-{os.getpid()}")
-    stale = to_dir.with_name(f".{to_dir.name}.old-{os.getpid()}")
-    for folder in (fresh, stale):
-        shutil.rmtree(folder, ignore_errors=True)
-    try:
-        fresh.mkdir()
-        write(fresh)
-        if to_dir.exists():
-            to_dir.rename(stale)
-        fresh.rename(to_dir)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-        shutil.rmtree(stale, ignore_errors=True)
-    return to_dir
 
 
 def _is_adapter_part(name: str) -> bool:

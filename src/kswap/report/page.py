@@ -14,7 +14,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 from markupsafe import Markup
 
 from kswap.errors import UserError
-from kswap.files import disk_errors, write_bytes
+from kswap.files import disk_errors, is_read_only, write_bytes
+from kswap.manifest import check_files
 from kswap.report.card import shown_base, write_card
 from kswap.report.charts import format_number
 from kswap.report.context import context_of
@@ -39,12 +40,15 @@ def draw_report(run_dir: str | Path) -> Path:
     """
     run_dir = Path(run_dir)
     results = read_results(run_dir)
+    check_files(run_dir, "events.jsonl", "arrays", may_miss=True)
     with disk_errors(f"{run_dir}"):
         try:
             draw_figures(run_dir, results)
             write_card(run_dir, results)
             return write_report(run_dir, results)
-        except PermissionError as error:
+        except OSError as error:
+            if not is_read_only(error):
+                raise
             raise UserError(
                 f"{run_dir}: cannot be written to ({error.strerror}); copy the run to a folder of "
                 "your own"

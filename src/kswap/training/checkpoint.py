@@ -1,4 +1,4 @@
-"""Resumable state: tensors in one safetensors file, everything else in JSON beside its checksum.
+"""Resumable state: tensors in one safetensors file, all else in JSON, and a checksum over both.
 
 A checkpoint is a folder that is written under a temporary name, flushed to the disk and renamed, so
 that it is there whole or not at all. Random numbers need no state: they are functions of (seed,
@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from kswap.data import SwapData
-from kswap.files import write_bytes
+from kswap.errors import UserError
+from kswap.files import digest_of, write_bytes
 
 _STATE, _META = "state.safetensors", "state.json"
 _KEPT = 2
@@ -40,6 +41,10 @@ class Position:
     """Of the base weights and the training images; another one cannot be resumed."""
     events_bytes: int = 0
     """Length of events.jsonl at this point; what is behind it is cut off on resuming."""
+    events_sha256: str = ""
+    """Of events.jsonl up to there."""
+    files: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of what lies beside the checkpoints and is not written again, by path in the run."""
     stages: list[dict[str, Any]] = field(default_factory=list)
     """Scores of the finished stages, as in results.json."""
     seconds: dict[str, float] = field(default_factory=dict)
@@ -69,7 +74,8 @@ def save_checkpoint(
             {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
         )
         write_bytes(temporary / _STATE, content)
-        meta = {"sha256": hashlib.sha256(content).hexdigest(), "position": asdict(position)}
+        place = json.loads(json.dumps(asdict(position)))
+        meta = {"sha256": _digest(content, place), "position": place}
         write_bytes(temporary / _META, json.dumps(meta).encode())
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
@@ -87,13 +93,53 @@ def load_checkpoint(checkpoints_dir: Path) -> tuple[dict[str, Tensor], Position,
         try:
             content = (folder / _STATE).read_bytes()
             meta = json.loads((folder / _META).read_text(encoding="utf-8"))
-            if hashlib.sha256(content).hexdigest() != meta["sha256"]:
+            if _digest(content, meta["position"]) != meta["sha256"]:
                 raise ValueError("its checksum is wrong")
             position = Position(**meta["position"])
             return safetensors.torch.load(content), position, notes
         except (OSError, ValueError, KeyError, TypeError) as error:
             notes.append(f"checkpoint {folder} is damaged ({error}) and not used")
     return None if not notes else ({}, Position(), notes)
+
+
+def check_run(run_dir: Path, position: Position) -> list[str]:
+    """Compare what lies beside the checkpoints with what a checkpoint says of it.
+
+    Returns:
+        Notes on files that are gone; what is drawn from them is left out.
+
+    Raises:
+        UserError: a file is damaged; it is named.
+    """
+    notes = []
+    for name, expected in position.files.items():
+        try:
+            if digest_of(run_dir / name) != expected:
+                raise _damaged(run_dir / name)
+        except FileNotFoundError:
+            notes.append(f"{run_dir / name} is gone; what is drawn from it is left out")
+    events = run_dir / "events.jsonl"
+    if position.events_bytes and not events.exists():
+        notes.append(f"{events} is gone; the losses of the steps until now are left out")
+    elif position.events_bytes:
+        with events.open("rb") as file:
+            begun = file.read(position.events_bytes)
+        if hashlib.sha256(begun).hexdigest() != position.events_sha256:
+            raise _damaged(events)
+    return notes
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(
+        f"{path}: is damaged (its checksum is not that in the checkpoint); restore it, or delete "
+        "checkpoints/ beside it and run the same swap again from its beginning"
+    )
+
+
+def _digest(content: bytes, position: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(content)
+    digest.update(json.dumps(position, sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 def prune(checkpoints_dir: Path, *, keep: int) -> None:

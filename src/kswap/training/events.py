@@ -5,6 +5,7 @@ The place where a loss that is not finite is found out.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -34,13 +35,21 @@ class EventLog:
     """Terms of the last flushed line."""
     _waiting: list[tuple[dict[str, Any], list[str], Tensor]] = field(default_factory=list)
     _file: IO[bytes] | None = None
+    _digest: Any = None
 
     def open(self) -> None:
         """Open the file and cut it back to `start_bytes`."""
         self.path.touch()
         self._file = self.path.open("r+b")
         self._file.truncate(min(self.start_bytes, self.path.stat().st_size))
+        self._digest = hashlib.sha256(self._file.read())
         self._file.seek(0, os.SEEK_END)
+
+    @property
+    def sha256(self) -> str:
+        """The checksum of the whole file as it was written."""
+        assert self._file is not None, "open() comes first"
+        return str(self._digest.hexdigest())
 
     def add(self, line: dict[str, Any], terms: Mapping[str, Tensor]) -> None:
         """Queue a line with its terms (scalar tensors).
@@ -66,7 +75,9 @@ class EventLog:
                         "checkpoints/ keeps the last good state, if one was reached; lower the "
                         "learning rate or the term's weight and use another output folder"
                     )
-            self._file.write(json.dumps({**line, "terms": terms}).encode() + b"\n")
+            written = json.dumps({**line, "terms": terms}).encode() + b"\n"
+            self._file.write(written)
+            self._digest.update(written)
             self.last = terms
             self.on_flush({**terms, "lr": line["lr"]}, line["total_step"])
         self._file.flush()
