@@ -114,8 +114,8 @@ _OWN: dict[str, dict[str, Any]] = {
             "forget": {**_LAST, "epochs": 1.6, "terms": {"known": _KNOWN, "own": _FEATURES}},
         },
     },
-    # The backbone stays as it is: what it gives is kept, so that more steps fit. Chosen on scenes of
-    # other seeds that are in no split (LOG.md, 2026-11-24).
+    # The backbone stays as it is: what it gives is kept, so that more steps fit. Chosen on scenes
+    # of other seeds, in no split (LOG.md, 2026-11-24).
     "segmentation": {
         "training": {"checkpoint_steps": 100},
         "stages": {
