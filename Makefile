@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: setup demo test test-all test-browser lint format types imports docs check fuzz fuzz-guided chaos chaos-short bench bench-step assets clean
+.PHONY: setup demo test test-all test-browser lint format types imports docs check fuzz fuzz-guided chaos chaos-short bench bench-step bench-speed assets clean
 
 setup: $(INSTALLED)
 
@@ -78,6 +78,9 @@ bench: setup  ## the tables of docs/results.md: hours on 2 cores, goes on where 
 
 bench-step: setup  ## cost of a training step against two bare forwards
 	$(BIN)/python benchmarks/step.py
+
+bench-speed: setup  ## a step against PEFT, with fused linears and a kept prefix
+	$(BIN)/python benchmarks/speed.py
 
 assets: setup  ## make the embedded demo models and images again (hours)
 	$(BIN)/python scripts/make_demo_classification.py

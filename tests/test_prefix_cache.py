@@ -68,7 +68,10 @@ def test_what_exceeds_every_limit_is_computed(tmp_path):
     assert_alike(computed, kept, 1e-5)
 
 
-@pytest.mark.parametrize("task", TASKS)
+slow_scenes = [pytest.param(t, marks=[pytest.mark.slow] * (t != "classification")) for t in TASKS]
+
+
+@pytest.mark.parametrize("task", slow_scenes)
 def test_augmented_views_are_kept_with_their_annotations(task, tmp_path):
     views = {"data": {"augment": "flip-crop"}, "training": {"views": 3}}
     notes: list[str] = []
@@ -136,7 +139,7 @@ def test_what_the_base_ran_is_not_run_again(tmp_path, monkeypatch):
     assert [s["scores"] for s in kept["stages"]] == [s["scores"] for s in off["stages"]]
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", slow_scenes)
 def test_test_images_are_scored_from_where_the_base_left_them(task, tmp_path, monkeypatch):
     followed: list[int] = []
     follow = Prefix.following

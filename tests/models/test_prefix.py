@@ -110,7 +110,12 @@ def scenes(seed: int, count: int = 3) -> Examples:
     )
 
 
-@pytest.mark.parametrize("family", SCENES)
+FEW = ("mask2former", "segformer", "eomt", "rt-detr", "deformable-detr-two-stage-swin", "dab-detr")
+"""Of scenes, in the default tests: one of each kind."""
+few_families = [pytest.param(f, marks=[] if f in FEW else [pytest.mark.slow]) for f in SCENES]
+
+
+@pytest.mark.parametrize("family", few_families)
 def test_the_units_of_a_scene_are_the_same_with_the_prefix_played(family):
     peft_model, _, blocks, _ = adapted(family)
     task, view = find(_built(family)[0].task), view_of(ROLES_OF_ROWS, 5)
