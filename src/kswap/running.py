@@ -9,8 +9,8 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +32,6 @@ from kswap.models.fused import fused_adapters
 from kswap.models.licence import license_of
 from kswap.models.loading import Loaded
 from kswap.models.margin import lower_new_rows
-from kswap.models.prefix import Kept
 from kswap.objectives.sparsity import num_zero_groups
 from kswap.objectives.units import Bank
 from kswap.plan import Stage
@@ -64,13 +63,8 @@ from kswap.training.optimiser import (
     make_optimiser,
     optimiser_state,
 )
-from kswap.training.prefix_cache import (
-    CacheSettings,
-    PrefixCache,
-    cached_sources,
-    joined,
-    look_for_prefix,
-)
+from kswap.training.prefix_cache import CacheSettings
+from kswap.training.prefixes import Prefixes
 from kswap.training.preparing import prepare
 from kswap.training.progress import progress
 from kswap.training.streams import Source, Streams
@@ -100,7 +94,20 @@ class Run:
     asked: Asked = field(default_factory=Asked)
     bank: Bank | None = None
     blocks: tuple[structure.FfnBlock, ...] = ()
-    cache: PrefixCache | None = None
+    prefixes: Prefixes = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Say where and how much may be kept of what does not train."""
+        training, data = self.config.training, self.config.data
+        settings = CacheSettings(
+            training.prefix_cache,
+            data.augment,
+            training.views,
+            training.eval_batch_size,
+            data.memory_limit_bytes,
+            training.prefix_limit_bytes,
+        )
+        self.prefixes = Prefixes(settings, self.folder.cache, self.on_note)
 
     def finish(self) -> dict[str, Any]:
         """Train what is not trained yet, save, and return the content of results.json."""
@@ -113,7 +120,14 @@ class Run:
         self.asked = asked(
             self.stages, self.task, sets=self.data.sets, heads=self.heads, blocks=blocks
         )
-        self.cache = self._early_cache(model)
+        self.prefixes.begin(
+            lambda: self._probe(copy.deepcopy(model)),
+            self.stages[0],
+            None if self.position.stages else num_frozen_as_said(self.stages[0], len(blocks)),
+            [splits[split] for splits in self.data.sets.values() for split in ("train", "test")],
+            [block.name for block in blocks],
+            views_change_answers=self.task.teacher_sees_views,
+        )
         if not self.position.stages:
             self.position.stages.append(self._scored("base", model, self.data.num_base_classes))
         teachers = self._base_outputs(model)
@@ -150,6 +164,13 @@ class Run:
                 num_new=len(self.data.class_ids.get("learn", ())),
             )
         return swapped
+
+    def _probe(self, model: Any) -> Trainee:
+        """Return a copy of the base as the first stage will train it."""
+        probe = self._adapted(model)
+        trainee = self._trainee(probe, list(adapters.adapter_groups(probe, self.blocks).values()))
+        said = num_frozen_as_said(self.stages[0], len(self.blocks))
+        return narrowed(trainee, said or 0)
 
     # ------------------------------------------------------------------------------------- resuming
     def _resume(self, fingerprint: str) -> dict[str, Tensor]:
@@ -307,7 +328,13 @@ class Run:
         else:
             sets = {role: source.images for role, source in sources.items()}
             prepared = prepare(trainee, stage, streams, sets)
-        streams, trainee = self._with_prefix(trainee, stage, sources, streams)
+        begin = time.perf_counter()
+        with progress(f"prefix of {stage.name}") as report:
+            names = [block.name for block in self.blocks]
+            kept = self.prefixes.of_stage(trainee, stage, sources, names, on_batch=report)
+        if kept is not None:
+            streams, trainee = kept
+            self._spent("prefix", begin)
         optimiser = self.accelerator.prepare(make_optimiser(trainee.moved, stage.config.optimiser))
         if self.position.step:
             before = {k[7:]: v for k, v in tensors.items() if k.startswith("before.")} or before
@@ -344,80 +371,6 @@ class Run:
         if analysis is not None:
             self._write_analysis(stage, swapped, analysis)
         return streams.num_steps, before, time.perf_counter() - begin
-
-    def _with_prefix(
-        self, trainee: Trainee, stage: Stage, sources: Mapping[Role, Source], streams: Streams
-    ) -> tuple[Streams, Trainee]:
-        """Return streams that bring what need not be computed again, where there is such."""
-        if not self.position.num_frozen:
-            self.cache = None
-            return streams, trainee
-        begin = time.perf_counter()
-        drawn = {role for stream in stage.config.streams.values() for role in stream.roles}
-        with progress(f"prefix of {stage.name}") as report:
-            self.cache = cached_sources(
-                self.cache,
-                trainee,
-                stage,
-                {role: source for role, source in sources.items() if role in drawn},
-                [block.name for block in self.blocks],
-                self._cache_settings(),
-                folder=self.folder.cache,
-                on_note=self.on_note,
-                on_batch=report,
-            )
-        if self.cache is None:
-            return streams, trainee
-        self._spent("prefix", begin)
-        pixels = self._pixels if self.cache.prefix.reads_pixels else self._no_pixels()
-        trainee = replace(
-            trainee, prefix=self.cache.prefix, pixels=pixels, augment=None, teach_now=False
-        )
-        return Streams(stage, self.cache.sources, seed=self.config.seed), trainee
-
-    def _early_cache(self, model: Any) -> PrefixCache | None:
-        """Return the first stage's cache before the base is run, so that its forwards fill it.
-
-        None where the stage's depth is not known yet, or where images will not be seen as they are.
-        """
-        first, data = self.stages[0], self.config.data
-        frozen = num_frozen_as_said(first, len(self.blocks))
-        changed = "none" if self.task.teacher_sees_views else "flip"
-        if (
-            not frozen
-            or self.position.stages
-            or data.augment not in ("none", changed)
-            or not self.config.training.prefix_cache
-        ):
-            return None
-        probe = self._adapted(copy.deepcopy(model))
-        groups = adapters.adapter_groups(probe, self.blocks)
-        trainee = narrowed(self._trainee(probe, list(groups.values())), frozen)
-        sets = [splits[split] for splits in self.data.sets.values() for split in ("train", "test")]
-        names = [block.name for block in self.blocks]
-        prefix = look_for_prefix(trainee, first, sets[0], names)
-        views = self.config.training.views if data.augment != "none" else 1
-        images = views * sum(map(len, sets))
-        alike = len({images.images.shape[1:] for images in sets}) == 1
-        if prefix is None or not alike or prefix.bytes_per_image * images > data.memory_limit_bytes:
-            return None
-        return PrefixCache(prefix, frozen)
-
-    def _cache_settings(self) -> CacheSettings:
-        training, data = self.config.training, self.config.data
-        return CacheSettings(
-            training.prefix_cache,
-            data.augment,
-            training.views,
-            training.eval_batch_size,
-            data.memory_limit_bytes,
-            training.prefix_limit_bytes,
-        )
-
-    def _no_pixels(self) -> Callable[[Any], Tensor]:
-        """Return what stands for images that nobody looks at."""
-        some = self._pixels(next(iter(self.data.sets.values()))["train"].images[:1])
-        return lambda images: torch.zeros_like(some).expand(len(images), -1, -1, -1)
 
     def _on_device(
         self, prepared: Mapping[str, Tensor], before: Mapping[str, Tensor]
@@ -513,12 +466,10 @@ class Run:
         inside: dict[Role, dict[str, Tensor]] = {}
         for role in ROLES:
             if role in wanted and role in sets:
-                with self._heard(model) as heard:
+                with self.prefixes.answering(model, role):
                     answers, self.base_features[role], inside[role] = self._observe(
                         model, sets[role], self.asked.places
                     )
-                if self.cache is not None:
-                    self.cache.heard[role] = joined(heard)
                 if role in needed:
                     teachers[role] = answers | (inside[role] if self.asked.own else {})
         if self.asked.roles:
@@ -554,7 +505,8 @@ class Run:
         chosen = choose(self.data, seed=self.config.seed)
         scored = {}
         for split in splits:
-            with self._knowing(name, model, split) as heard:
+            knowing = self.prefixes.scoring_base if name == "base" else self.prefixes.scoring
+            with knowing(model) if split == "test" else nullcontext():
                 scored[split] = score_sets(
                     model,
                     self.task,
@@ -565,30 +517,12 @@ class Run:
                     pixels=self._pixels,
                     keep=chosen if split == "test" else None,
                 )
-            if heard and self.cache is not None:
-                self.cache.test = joined(heard)
         self._keep(name, scored["test"], chosen)
         self._spent("score", begin)
         record = {"name": name, **summary(scored["test"], self.data)}
         if "validation" in scored:
             record["validation"] = summary(scored["validation"], self.data)
         return record
-
-    def _heard(self, model: Any) -> AbstractContextManager[list[Kept]]:
-        """Return a context in which forwards of the bare base leave what a cache keeps of them."""
-        return nullcontext([]) if self.cache is None else self.cache.prefix.listening(model)
-
-    def _knowing(
-        self, name: str, model: Any, split: Split
-    ) -> AbstractContextManager[list[Kept] | None]:
-        """Return a context in which test images are run no further than they were before."""
-        if self.cache is None or split != "test":
-            return nullcontext()
-        if name == "base":
-            return self._heard(model)
-        if not self.cache.test:
-            return nullcontext()
-        return self.cache.prefix.following(model, model.get_base_model(), self.cache.test)
 
     def _keep(
         self, name: str, scored: Mapping[Role, Scores], chosen: Mapping[Role, Sequence[int]]
