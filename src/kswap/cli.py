@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from kswap._version import __version__
 from kswap.errors import Terminated, UserError, printable
+from kswap.ranks import rank
 from kswap.signals import Interrupts
 
 if TYPE_CHECKING:
@@ -298,7 +299,7 @@ def _demo(arguments: argparse.Namespace, overrides: list[str]) -> None:
     output = arguments.output or Path(f"runs/demo{suffix}")
     config = demo_config(arguments.task, output, overrides)
     answer = _swap(config).results["audit"]
-    if arguments.audit == "none" or not set(config.order) & set("FJ"):
+    if rank() or arguments.audit == "none" or not set(config.order) & set("FJ"):
         return
     if answer.get("level") != arguments.audit:
         from kswap.auditing import audit
@@ -309,7 +310,8 @@ def _demo(arguments: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def _note(note: str) -> None:
-    _say(f"kswap: {printable(note)}")
+    if rank() == 0:
+        _say(f"kswap: {printable(note)}")
 
 
 def _swap(config: SwapConfig) -> SwapResult:
@@ -321,6 +323,8 @@ def _swap(config: SwapConfig) -> SwapResult:
     from kswap.swapping import swap
 
     result = swap(config, on_note=_note)
+    if rank():  # the first process tells
+        return result
     if result.resumed and not result.notes:
         _say("kswap: this run was begun before; its results:")
     classes = result.results["classes"]
@@ -456,7 +460,7 @@ def _quieten() -> None:
 
 
 def _print(text: str) -> None:
-    if sys.stdout is not None:  # None: closed by who started us
+    if sys.stdout is not None and rank() == 0:  # None: closed by who started us
         with _output_errors():
             sys.stdout.write(text + "\n")
 

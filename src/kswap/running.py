@@ -87,6 +87,8 @@ class Run:
     on_note: Callable[[str], None]
     seconds: dict[str, float]
     task: Task
+    resume_from: Path
+    """Checkpoints of the process that writes them."""
     position: Position = field(default_factory=Position)
     heads: tuple[str, ...] = ()
     teach_now: bool = False
@@ -175,7 +177,8 @@ class Run:
     # ------------------------------------------------------------------------------------- resuming
     def _resume(self, fingerprint: str) -> dict[str, Tensor]:
         """Read the newest checkpoint, if any, into `position`; return its tensors."""
-        found = load_checkpoint(self.folder.checkpoints)
+        found = load_checkpoint(self.resume_from)
+        self.accelerator.wait_for_everyone()  # before the first process writes another
         self.position.fingerprint = fingerprint
         if found is None:
             return {}
@@ -189,8 +192,11 @@ class Run:
                 f"output: {self.folder.path} was begun with other images or other base "
                 "weights; restore them, or name another folder"
             )
-        for note in check_run(self.folder.path, position):
-            self.on_note(note)
+        if self.accelerator.is_main_process:
+            for note in check_run(self.folder.path, position):
+                self.on_note(note)
+        else:
+            position.events_bytes = 0  # it begins a file of its own
         self.position = position
         self.seconds = {
             **position.seconds,
@@ -209,6 +215,8 @@ class Run:
         prepared: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Write a checkpoint; within a stage, with the optimiser and the adapter it began with."""
+        if not self.accelerator.is_main_process:
+            return
         begin = time.perf_counter()
         self.position.events_bytes = events.flush()
         self.position.events_sha256 = events.sha256
@@ -346,11 +354,12 @@ class Run:
         def after_step(step: int) -> None:
             self.position.step = step
             due = step % self.config.training.checkpoint_steps == 0 and step < streams.num_steps
-            if due or self.interrupts.received:
+            stops = self._any_interrupted()
+            if due or stops:
                 self._checkpoint(
                     trainee, events, optimiser=optimiser, before=before, prepared=prepared
                 )
-            if self.interrupts.received:
+            if stops:
                 raise Terminated
 
         begin = time.perf_counter()
@@ -371,6 +380,13 @@ class Run:
         if analysis is not None:
             self._write_analysis(stage, swapped, analysis)
         return streams.num_steps, before, time.perf_counter() - begin
+
+    def _any_interrupted(self) -> bool:
+        """Whether one of the processes is to stop: all of them stop at the same step."""
+        if self.accelerator.num_processes == 1:
+            return self.interrupts.received
+        told = torch.tensor(float(self.interrupts.received), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(told, reduction="sum") > 0)
 
     def _on_device(
         self, prepared: Mapping[str, Tensor], before: Mapping[str, Tensor]
@@ -551,6 +567,8 @@ class Run:
     # --------------------------------------------------------------------------------------- saving
     def _save(self, swapped: Any, groups: Mapping[str, Any]) -> dict[str, Any]:
         """Write adapter, merged model, model card and, last, results.json."""
+        if not self.accelerator.is_main_process:
+            return {}
         begin = time.perf_counter()
         names: dict[Role, list[str]] = {
             role: [self.data.id2label[c] for c in self.data.class_ids.get(role, ())]
@@ -600,7 +618,6 @@ class Run:
         self._drawn("report.html", write_report, results)
         prune(self.folder.checkpoints, keep=1)
         write_results(self.folder, results, anew=True)
-        self.accelerator.end_training()
         return results
 
     def _drawn(

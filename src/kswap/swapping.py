@@ -24,7 +24,9 @@ from kswap.models.checks import check_fits
 from kswap.models.loading import Loaded, find_task, from_objects, load_base, task_of
 from kswap.objectives import NEEDS_KEPT
 from kswap.plan import Stage, plan
+from kswap.ranks import own_output, world_size
 from kswap.run_folder import (
+    RunFolder,
     check_config,
     open_run,
     read_results,
@@ -108,21 +110,17 @@ def swap(
         interrupts.installed(),
         memory_errors(),
         disk_errors(f"output {config.output}"),
-        open_run(config.output) as folder,
+        own_output(config.output) as own,
+        open_run(own) as folder,
     ):
+        together = make_accelerator(config.training, folder.path) if world_size() > 1 else None
         known = check_config(folder, config)
-        if known and folder.results.exists():
-            results = read_results(folder.path)
-            check_files(folder.path, "config.yaml")
-            check_files(folder.path, "events.jsonl", "arrays", may_miss=True)
-            lost = damaged_files(folder.path, "adapter", "model") if folder.is_complete else []
-            if folder.is_complete and not lost:
-                return SwapResult(folder.path, results, resumed=True)
-            for name in lost:
-                on_note(f"{folder.path / name} is damaged or missing, and saved again")
-            if results.get("audit"):
-                on_note("the audit is of the model that was lost; audit the run again")
-        accelerator = make_accelerator(config.training, folder.path)
+        finished = known and _is_finished(folder, on_note)
+        if together is not None:
+            finished = _said_by_first(finished)
+        if finished:
+            return SwapResult(config.output, read_results(config.output), resumed=True)
+        accelerator = together or make_accelerator(config.training, folder.path)
         loaded = from_objects(model, processor) if model is not None else load_base(config.model)
         with progress("images") as report:
             data = build_data(
@@ -155,9 +153,39 @@ def swap(
             on_note,
             seconds,
             find(loaded.task),
+            RunFolder(config.output).checkpoints,
         )
         results = run.finish()
-        return SwapResult(folder.path, results, data.notes, resumed=known)
+        accelerator.wait_for_everyone()
+        accelerator.end_training()
+        if not accelerator.is_main_process:
+            results = read_results(config.output)
+        return SwapResult(config.output, results, data.notes, resumed=known)
+
+
+def _is_finished(folder: RunFolder, on_note: Callable[[str], None]) -> bool:
+    """Whether a run of the same config ended here, and all that it left is there and whole."""
+    if not folder.results.exists():
+        return False
+    results = read_results(folder.path)
+    check_files(folder.path, "config.yaml")
+    check_files(folder.path, "events.jsonl", "arrays", may_miss=True)
+    lost = damaged_files(folder.path, "adapter", "model") if folder.is_complete else []
+    if folder.is_complete and not lost:
+        return True
+    for name in lost:
+        on_note(f"{folder.path / name} is damaged or missing, and saved again")
+    if results.get("audit"):
+        on_note("the audit is of the model that was lost; audit the run again")
+    return False
+
+
+def _said_by_first(finished: bool) -> bool:
+    """Return what the first of several processes says of the run folder."""
+    from accelerate.utils import broadcast_object_list
+
+    told: bool = broadcast_object_list([finished], from_process=0)[0]
+    return told
 
 
 def evaluate(run_dir: str | Path) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from kswap.objectives import OBJECTIVES, Units, serves
 from kswap.objectives.consolidation import consolidation
 from kswap.objectives.sparsity import group_lasso, proximal_step
 from kswap.plan import Stage
+from kswap.ranks import rank
 from kswap.settings import SparsityConfig, TermConfig, TrainingConfig
 from kswap.tasks import Examples, Task, View, make_examples
 from kswap.training.analysis import Analysis
@@ -118,7 +119,7 @@ def train_stage(
     num_steps = streams.num_steps
     for step in range(first_step, num_steps):
         begin = time.perf_counter()
-        torch.manual_seed(step_seed(trainee.seed, stage.index, step))
+        torch.manual_seed(step_seed(trainee.seed, stage.index, step) + rank())
         rate = learning_rate(stage.config.optimiser, step, num_steps)
         for group in optimiser.param_groups:
             group["lr"] = rate
@@ -165,10 +166,11 @@ def _backward(
     view = trainee.views[stage.name]
     divisors = trainee.task.divisors(batch.samples, batch.roles, terms, view)
     sums: dict[str, Tensor] = {}
-    parts = list(batch.split(trainee.training.accumulation))
+    first, num_ranks = accelerator.process_index, accelerator.num_processes
+    parts = list(batch.split(trainee.training.accumulation * num_ranks))[first::num_ranks]
     for number, part in enumerate(parts):
-        last = number == len(parts) - 1
-        with nullcontext() if last else accelerator.no_sync(trainee.model):
+        last = number == len(parts) - 1 and accelerator.is_main_process
+        with nullcontext() if number == len(parts) - 1 else accelerator.no_sync(trainee.model):
             units = units_of(trainee, stage, part)
             share = trainee.task.share(part.samples, batch.samples)
             values = compute_terms(
@@ -191,7 +193,39 @@ def _backward(
                 accelerator.backward(torch.stack(list(values.values())).sum())
             for name, value in values.items():
                 sums[name] = sums.get(name, torch.zeros_like(value.detach())) + value.detach()
+    if num_ranks > 1:
+        names = [*terms, "group_lasso", "consolidation"]
+        return _over_ranks(accelerator, trainee.moved.parameters, sums, names)
     return sums
+
+
+def _over_ranks(
+    accelerator: Accelerator,
+    parameters: Sequence[nn.Parameter],
+    sums: Mapping[str, Tensor],
+    names: Sequence[str],
+) -> dict[str, Tensor]:
+    """Add up gradients, in place, and terms over the processes; what none has stays away."""
+    nothing = torch.zeros((), device=parameters[0].device)
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    there = [float(p.grad is not None) for p in parameters] + [float(n in sums) for n in names]
+    flat = torch.cat(
+        [
+            *(gradient.flatten().float() for gradient in gradients),
+            torch.stack([sums.get(name, nothing).float() for name in names]),
+            torch.tensor(there, device=nothing.device),
+        ]
+    )
+    total: Tensor = accelerator.reduce(flat, reduction="sum")  # one message a step
+    sizes = [gradient.numel() for gradient in gradients]
+    *parts, values, flags = torch.split(total, [*sizes, len(names), len(there)])
+    found = flags > 0
+    for number, (parameter, part) in enumerate(zip(parameters, parts, strict=True)):
+        if found[number]:
+            parameter.grad = part.view_as(parameter).to(parameter.dtype)
+    return {
+        name: values[number] for number, name in enumerate(names) if found[len(parameters) + number]
+    }
 
 
 def units_of(trainee: Trainee, stage: Stage, part: Batch) -> list[Units]:

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
 
+from kswap.ranks import rank
+
 
 class Progress(Protocol):
     """What the run tells of its progress."""
@@ -21,7 +23,7 @@ class Progress(Protocol):
 @contextmanager
 def progress(phase: str) -> Iterator[Progress]:
     """Show a bar for `phase` on a terminal; do nothing where standard error is not one."""
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or rank():
         yield lambda done, total, detail="": None
         return
     from rich import progress as bars
