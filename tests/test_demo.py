@@ -106,3 +106,9 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "run-base" / "mine.txt").write_text("")
     with pytest.raises(UserError, match="not empty"):
         demo_config("classification", tmp_path / "run")
+
+
+@pytest.mark.parametrize(("preset", "depth"), [("default", "last-4"), ("deep", "all")])
+def test_what_a_preset_of_the_demo_trains(preset, depth, tmp_path):
+    config = demo_config("classification", tmp_path / "run", ["--preset", preset])
+    assert config.stages.learn.depth == config.stages.forget.depth == depth

@@ -51,6 +51,10 @@ def demo_values(task: str, output: Path, preset: str) -> dict[str, Any]:
     base, scenes = _beside(output)
     values = _classification() if task == "classification" else _scenes(task, scenes)
     own = _OWN[task] if preset in ("default", "deep") else {}
+    if preset == "deep":  # it forgets in every block
+        stages = own.get("stages", {})
+        whole = {kind: {**stage, "depth": "all"} for kind, stage in stages.items()}
+        own = {**own, "stages": whole}
     return {**values, **own, "task": task, "model": str(base)}
 
 
