@@ -57,6 +57,7 @@ def more_runs(run_dir, tmp_path) -> Callable[[int], list[Path]]:
         runs = [run_dir]
         for seed in range(1, count):
             run = Path(shutil.copytree(run_dir, tmp_path / f"run{seed}"))
+            (run / "manifest.json").unlink()  # what changes below is meant to
             config = yaml.safe_load((run / "config.yaml").read_text())
             config |= {"seed": seed, "output": str(run)}
             (run / "config.yaml").write_text(yaml.safe_dump(config))

@@ -125,6 +125,7 @@ def test_an_adapter_that_is_gone_is_said(run_dir, reference_dir):
     from kswap.audits.relearning import Condition
 
     shutil.rmtree(run_dir / "adapter")
+    (run_dir / "manifest.json").unlink(missing_ok=True)  # the change is meant
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(battery.relearning, "STANDARD", (Condition("10 % of forget", "same LoRA"),))
         answer = kswap.audit(run_dir, level="standard", reference=reference_dir)
@@ -339,7 +340,7 @@ def change(run_dir: Path, how) -> list[str]:
     values = yaml.safe_load((run_dir / "config.yaml").read_text())
     how(values)
     (run_dir / "config.yaml").write_text(yaml.safe_dump(values))
-    (run_dir / "manifest.json").unlink()  # the change is meant
+    (run_dir / "manifest.json").unlink(missing_ok=True)  # the change is meant
     return [str(run_dir)]
 
 
@@ -433,7 +434,7 @@ def test_the_untouched_base_is_known(run_dir, reference_dir, base_dir):
     names = dict(enumerate((*OLD, *NEW)))
     extend_head(model, names, init="random", seed=0)
     shutil.rmtree(run_dir / "model")
-    (run_dir / "manifest.json").unlink()  # the change is meant
+    (run_dir / "manifest.json").unlink(missing_ok=True)  # the change is meant
     model.save_pretrained(run_dir / "model")
     tiny_processor().save_pretrained(run_dir / "model")
     answer = kswap.audit(run_dir, reference=reference_dir)
