@@ -36,7 +36,7 @@ PHASES: dict[str, tuple[str, ...]] = {
     "report": ("kswap.running:write_report", "kswap.report.page:write_report"),
     "results": ("kswap.running:write_results", "kswap.auditing:write_results"),
     "export": ("kswap.exporting:write_folder",),
-    "features": ("kswap.auditing:_observe",),
+    "features": ("kswap.auditing:look_at",),
     "audits": ("kswap.auditing:run_audits",),
 }
 """Phase -> the functions within which a process is in it; the innermost counts."""
