@@ -64,7 +64,8 @@ def main(words: Sequence[str] | None = None) -> int:
     shutil.rmtree(arguments.output, ignore_errors=True)
     preload()
     drawing = random.Random(arguments.seed)
-    cases = [prepare(task, arguments.output / task) for task in tiny_runs.TASKS]
+    output = arguments.output.resolve()  # lines of a table hold paths from where it lies
+    cases = [prepare(task, output / task) for task in tiny_runs.TASKS]
     kills: list[Kill] = []
     number = 0
     while len(kills) < arguments.kills:
