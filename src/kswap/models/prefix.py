@@ -97,6 +97,11 @@ class _Call:
             if self.is_kept and leaf.shape:
                 yield f"{self.module}:{self.number}:{place}", place, leaf
 
+    def kept_of(self, output: Any) -> Kept:
+        """Return what is kept of an output, rows of images."""
+        values = pytree.tree_leaves(output)
+        return {name: leaf.images_first(values[place]) for name, place, leaf in self.named()}
+
 
 @dataclass(frozen=True)
 class Prefix:
@@ -127,9 +132,7 @@ class Prefix:
 
         def keep(name: str, number: int, entered: int, output: Any) -> None:
             if (name, number) in wanted:
-                values = pytree.tree_leaves(output)
-                for key, place, leaf in wanted[name, number].named():
-                    found[key] = leaf.images_first(values[place])
+                found.update(wanted[name, number].kept_of(output))
 
         with _watched(base, {call.module for call in self.calls}, self.trained, keep):
             run()
@@ -155,9 +158,8 @@ class Prefix:
                 number = counts.get(name, 0)
                 counts[name] = number + 1
                 if (name, number) in wanted:
-                    values = pytree.tree_leaves(output)
-                    for key, place, leaf in wanted[name, number].named():
-                        heard[-1][key] = leaf.images_first(values[place]).cpu()
+                    kept = wanted[name, number].kept_of(output)
+                    heard[-1].update({key: rows.cpu() for key, rows in kept.items()})
 
             return hook
 

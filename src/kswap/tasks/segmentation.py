@@ -272,13 +272,7 @@ def _without(teacher: Teacher, truth: Tensor, view: View) -> Tensor:
     gone = forgotten_columns(view, nothing=True)
     there = logits.masked_fill(gone, -math.inf).argmax(-1) > 0
     shares = kept_probabilities(teacher["logits"], view, sigmoid=False, nothing=True)
-    scores = torch.einsum(
-        "bqc,bqhw->bchw", shares * there[..., None], teacher["masks"].float().sigmoid()
-    )
-    scores = functional.interpolate(
-        scores, size=truth.shape[-2:], mode="bilinear", align_corners=False
-    )
-    best, classes = scores.max(1)
+    best, classes = _best_seen(shares * there[..., None], teacher, truth)
     return torch.where((best > 0) & (roles_of(classes, view) >= 0), classes, OPEN)
 
 
@@ -289,14 +283,20 @@ def _binary_masks(truth: Tensor) -> dict[str, Tensor]:
     return {"class_labels": classes, "masks": (truth[None] == classes[:, None, None]).float()}
 
 
-def _pseudo(teacher: Teacher, truth: Tensor, view: View) -> Tensor:
-    """Return what the base model surely sees at every pixel, forgotten classes aside; else OPEN."""
-    shares = kept_probabilities(teacher["logits"], view, sigmoid=False, nothing=True)
+def _best_seen(shares: Tensor, teacher: Teacher, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """Return score and class of what shares (images, queries, classes) put at every pixel."""
     scores = torch.einsum("bqc,bqhw->bchw", shares, teacher["masks"].float().sigmoid())
     scores = functional.interpolate(
         scores, size=truth.shape[-2:], mode="bilinear", align_corners=False
     )
     best, classes = scores.max(1)
+    return best, classes
+
+
+def _pseudo(teacher: Teacher, truth: Tensor, view: View) -> Tensor:
+    """Return what the base model surely sees at every pixel, forgotten classes aside; else OPEN."""
+    shares = kept_probabilities(teacher["logits"], view, sigmoid=False, nothing=True)
+    best, classes = _best_seen(shares, teacher, truth)
     sure = (best >= CONFIDENT) & (roles_of(classes, view) >= 0)
     return torch.where(sure, classes, OPEN)
 

@@ -219,18 +219,17 @@ def _fill(
             changed = _Changed()
             seed = (trainee.seed, ROLES.index(role), view)
             images = sources[role].images
-            parts = _recorded(trainee, cache.prefix, images, changed, settings, seed, num_base)
             tensors: Kept = {}
             if view == 0 and role in cache.heard:  # the first view is the image as it is
                 tensors = cache.heard.pop(role)
                 done += -(-len(images) // batch_size)
-                found.append(_view_of(sources[role], changed, tensors, cache.prefix.reads_pixels))
-                continue
-            with _gathering(tensors, len(images), folder) as put:
-                for part in parts:
-                    put(part)
-                    done += 1
-                    on_batch(done, total)
+            else:
+                parts = _recorded(trainee, cache.prefix, images, changed, settings, seed, num_base)
+                with _gathering(tensors, len(images), folder) as put:
+                    for part in parts:
+                        put(part)
+                        done += 1
+                        on_batch(done, total)
             found.append(_view_of(sources[role], changed, tensors, cache.prefix.reads_pixels))
         cache.sources[role] = found
 
