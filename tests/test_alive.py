@@ -139,6 +139,7 @@ def test_sigkill_and_the_same_command_again_end_bit_equal(values, undisturbed, t
     assert outcome(tmp_path / "killed") == undisturbed
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_leaves_with_143(values, undisturbed, tmp_path):
     values["output"] = str(tmp_path / "stopped")
     words = command(values, tmp_path)

@@ -216,6 +216,7 @@ def never_saw(tmp_path):
     return tmp_path / "never-saw"
 
 
+@pytest.mark.slow
 def test_references_are_trained_once_per_seed_and_measured(values, never_saw, tmp_path, capsys):
     output = tmp_path / "bench"
     path = tmp_path / "swap.yaml"
@@ -278,6 +279,7 @@ def test_a_reference_scores_what_its_own_answers_say(values, never_saw):
     assert all(value is not None for value in scores.values())
 
 
+@pytest.mark.slow
 def test_a_reference_that_knows_the_class_is_named_and_the_table_says_so(
     values, base_dir, tmp_path, capsys
 ):

@@ -28,6 +28,7 @@ def test_assets_are_under_40_mb():
 
 
 @pytest.mark.parametrize("task", ["segmentation", "detection"])
+@pytest.mark.slow
 def test_the_scene_demos_learn_and_forget_through_the_command_line_of_the_classifier(
     task, tmp_path, capsys
 ):

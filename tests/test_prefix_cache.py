@@ -35,7 +35,11 @@ def assert_alike(one, other, near):
             assert value == pytest.approx(theirs[name], rel=near, abs=near), name
 
 
-@pytest.mark.parametrize("task", TASKS)
+slow_scenes = [pytest.param(t, marks=[pytest.mark.slow] * (t != "classification")) for t in TASKS]
+slow_detection = [pytest.param(t, marks=[pytest.mark.slow] * (t == "detection")) for t in TASKS]
+
+
+@pytest.mark.parametrize("task", slow_detection)
 def test_losses_are_those_of_a_run_that_computes_everything(task, tmp_path):
     notes: list[str] = []
     results, kept, adapter = run(task, tmp_path / "kept", notes=notes)
@@ -66,9 +70,6 @@ def test_what_exceeds_every_limit_is_computed(tmp_path):
     assert any("training.prefix_limit_bytes" in note for note in notes), notes
     _, kept, _ = run("classification", tmp_path / "kept")
     assert_alike(computed, kept, 1e-5)
-
-
-slow_scenes = [pytest.param(t, marks=[pytest.mark.slow] * (t != "classification")) for t in TASKS]
 
 
 @pytest.mark.parametrize("task", slow_scenes)

@@ -88,6 +88,7 @@ def test_two_processes_go_on_from_what_one_left(tmp_path):
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_refusal_ends_all_processes_with_one_line(tmp_path):
     path = write_config("classification", tmp_path)
     (tmp_path / "taken").mkdir()

@@ -178,6 +178,7 @@ def test_nothing_to_forget_and_many_classes(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_many_pictures_get_smaller_so_that_the_page_does_not(tmp_path):
     write_run(tmp_path, "detection", examples=30)
     assert draw_report(tmp_path).stat().st_size < 5_000_000

@@ -142,6 +142,7 @@ def references_of(folder: Path, reference_dir: Path, count: int) -> list[str]:
     return made
 
 
+@pytest.mark.slow
 def test_five_runs_and_five_references_have_a4_at_every_level(
     more_runs, reference_dir, tmp_path, monkeypatch, capsys
 ):

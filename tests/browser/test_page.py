@@ -16,6 +16,7 @@ from tiny_runs import LONG, QUOTES, SCRIPT, TASKS
 
 from kswap.report.page import draw_report
 
+pytestmark = pytest.mark.slow  # `make test-browser` runs them
 CHROMIUM = Path(os.environ.get("KSWAP_CHROMIUM", "/usr/bin/chromium"))
 ARGUMENTS = [
     "--no-sandbox",

@@ -159,7 +159,7 @@ print("same")
 """
 
 
-@pytest.mark.parametrize("family", ["vit", "swin"])
+@pytest.mark.parametrize("family", ["vit", pytest.param("swin", marks=pytest.mark.slow)])
 def test_a_process_without_kswap_reads_both(family, built, tmp_path):
     """The recipe of the README is executed as it stands, and the pipeline names the right
     classes."""
