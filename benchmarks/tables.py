@@ -29,3 +29,9 @@ def write_section(name: str, text: str, *, page: str = RESULTS.name) -> None:
     before, rest = path.read_text(encoding="utf-8").split(begin)
     path.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}", encoding="utf-8")
     print(f"written to {path}")
+
+
+def shown(value: table.Spread, factor: float = 1.0, digits: int = 1) -> str:
+    """Return a mean with its interval."""
+    half = "" if value.half is None else f" ± {value.half * factor:.{digits}f}"
+    return f"{value.mean * factor:.{digits}f}{half}"
