@@ -17,10 +17,18 @@ from kswap.data.text import listed
 from kswap.errors import UserError, closest
 from kswap.settings import SourceConfig
 
-__all__ = ["ImageLike", "column_encoded", "dataset_table", "find_column", "image_of"]
+__all__ = [
+    "ImageLike",
+    "class_of",
+    "column_encoded",
+    "columns_of",
+    "dataset_table",
+    "find_column",
+    "image_of",
+]
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, Features
 
 IMAGE_NAMES = (
     "image", "img", "images", "picture", "photo", "pixels", "file_name", "filename",
@@ -65,6 +73,42 @@ def dataset_table(
         return f"{where}, row {row}{inner}"
 
     return Table(where, classes, labels, read, name, numbered, tuple(notes))
+
+
+def columns_of(
+    features: Features, settings: SourceConfig, *, where: str, from_hub: bool = False
+) -> tuple[str, str]:
+    """Return the image and the class column of rows with these features.
+
+    Raises:
+        UserError: there is no such column, or not a usable one.
+    """
+    from datasets import Dataset
+
+    empty = Dataset.from_dict({name: [] for name in features}, features=features)
+    image = _image_column(empty, settings, where)
+    column_encoded(empty, image, where=where, from_hub=from_hub)
+    return image, _label_column(empty, settings, where, image)
+
+
+def class_of(value: Any, feature: Any, *, where: str, column: str) -> str | int | None:
+    """Return the class name or class number of one cell; None: it has no class.
+
+    Raises:
+        UserError: the cell holds something else.
+    """
+    names = getattr(feature, "names", None)
+    if names:
+        return names[value] if value is not None and 0 <= value < len(names) else None
+    if isinstance(value, str):
+        return value.strip() or None
+    number = _whole(value)
+    if number is False:
+        raise UserError(
+            f"{where}: column {column!r} holds {type(value).__name__} {value!r:.80}, not one class "
+            "for each image; name another column in label_column"
+        )
+    return number
 
 
 def image_of(value: Any, folder: Path | None, *, from_hub: bool) -> ImageLike:
