@@ -6,7 +6,9 @@ that each may have columns of its own beside the two that are used.
 
 from __future__ import annotations
 
+import csv
 import glob
+import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -211,17 +213,35 @@ def _of_files(paths: list[Path], settings: SourceConfig, where: str) -> Shards:
 def _table_cells(path: Path, settings: SourceConfig) -> Iterator[Cell]:
     import datasets
 
-    options: dict[str, Any] = {"sep": "\t"} if path.suffix.lower() == ".tsv" else {}
     kind = READERS[path.suffix.lower()]
+    if kind == "csv":
+        yield from _csv_cells(path, settings)
+        return
     with whole(path):
         rows = datasets.load_dataset(
             kind,
             data_files={"train": [glob.escape(str(path.absolute()))]},
             split="train",
             streaming=True,
-            **options,
         )
     yield from _dataset_cells(rows, settings, where=str(path), folder=path.parent, from_hub=False)
+
+
+def _csv_cells(path: Path, settings: SourceConfig) -> Iterator[Cell]:
+    """Yield rows as Python's own reader has them: the library's leaves the file open."""
+    import datasets
+
+    where = one_line(path)
+    with whole(path), path.open(encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+        columns = list(rows.fieldnames or ())
+        features = datasets.Features(dict.fromkeys(columns, datasets.Value("string")))
+        image, label = columns_of(features, settings, where=where)
+        for number, row in enumerate(rows):
+            text = (row[label] or "").strip()
+            value = int(text) if text.isdecimal() else text or None
+            content = image_of(row[image] or None, path.parent, from_hub=False)
+            yield Cell(content, value, f"{where}, row {number}")
 
 
 def _dataset_cells(
@@ -237,17 +257,19 @@ def _dataset_cells(
     where = one_line(where)
     with whole(where):
         features: Features | None = dataset.features
-        if features is None:  # CSV: what its first row holds
-            first = next(iter(dataset), None)
+        rows = iter(dataset) if features is None else None
+        if rows is not None:  # what the first row holds
+            first = next(rows, None)
             if first is None:
                 return
+            rows = itertools.chain([first], rows)
             features = datasets.Dataset.from_list([first]).features
         image, label = columns_of(features, settings, where=where, from_hub=from_hub)
-        if dataset.features is not None:
+        if rows is None:
             dataset = dataset.select_columns([image, label])
             if isinstance(features[image], datasets.Image):
                 dataset = dataset.cast_column(image, datasets.Image(decode=False))
-        for number, row in enumerate(dataset):
+        for number, row in enumerate(dataset if rows is None else rows):
             name = f"{where}, row {number}"
             if image not in row or label not in row:
                 lost = label if image in row else image

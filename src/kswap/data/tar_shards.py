@@ -7,6 +7,7 @@ of all shards from the first five samples of the first one, and fails where that
 from __future__ import annotations
 
 import json
+import os
 import tarfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -37,6 +38,8 @@ class Cell(NamedTuple):
 
 def tar_cells(path: Path, settings: SourceConfig) -> Iterator[Cell]:
     """Yield the samples of a tar file: members that share a name up to its first dot."""
+    with whole(path):
+        _check_end(path)
     with whole(path), tarfile.open(path, "r|*") as archive:
         members: dict[str, bytes] = {}
         before = None
@@ -56,6 +59,21 @@ def tar_cells(path: Path, settings: SourceConfig) -> Iterator[Cell]:
             archive.members.clear()  # type: ignore[attr-defined]  # it keeps all, to look them up
         if before is not None and members:
             yield _sample(path, before, members, settings)
+
+
+def _check_end(path: Path) -> None:
+    """Refuse a tar file that was cut off between its members, which `tarfile` does not notice.
+
+    Raises:
+        EOFError: it was.
+    """
+    if path.suffix.lower() != ".tar":
+        return
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - tarfile.BLOCKSIZE))
+        if size % tarfile.BLOCKSIZE or any(file.read()):
+            raise EOFError("it has no end mark, as if it were cut off")
 
 
 def _is_image(extension: str, settings: SourceConfig) -> bool:
