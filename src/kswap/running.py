@@ -113,6 +113,7 @@ class Run:
 
     def finish(self) -> dict[str, Any]:
         """Train what is not trained yet, save, and return the content of results.json."""
+        self._check_lengths()
         fingerprint = fingerprint_of(self.loaded.model, self.data)
         tensors = self._resume(fingerprint)
         self._written([self.folder.config])
@@ -285,17 +286,7 @@ class Run:
         tensors: Mapping[str, Tensor],
     ) -> None:
         """Train one stage from where it stands, check that everything moved, score, checkpoint."""
-        sets = {role: splits["train"] for role, splits in self.data.sets.items()}
-        streamed, taught = self.data.streamed, taught_roles([stage], self.task)
-        sources = {
-            role: Source(
-                images,
-                teachers.get(role),
-                streamed=streamed.get(role),
-                is_untaught=role in streamed and role in taught,
-            )
-            for role, images in sets.items()
-        }
+        sources = self._sources(stage, teachers)
         if self.position.step == 0 and self._first_to_learn(stage):
             self._initialise_rows(swapped, stage)
         events = self._events()
@@ -325,6 +316,25 @@ class Run:
         finally:
             events.close()
             narrowed(trainee, 0)
+
+    def _sources(self, stage: Stage, teachers: Mapping[Role, Teacher]) -> dict[Role, Source]:
+        """Return the training images of each role, with what the base answers on those kept."""
+        streamed, taught = self.data.streamed, taught_roles([stage], self.task)
+        return {
+            role: Source(
+                splits["train"],
+                teachers.get(role),
+                streamed=streamed.get(role),
+                is_untaught=role in streamed and role in taught,
+            )
+            for role, splits in self.data.sets.items()
+        }
+
+    def _check_lengths(self) -> None:
+        """Refuse, before anything trains, streams whose length a stage needs and nobody says."""
+        for stage in self.stages if self.data.streamed else ():
+            sources = {role: [source] for role, source in self._sources(stage, {}).items()}
+            Streams(stage, sources, seed=self.config.seed)
 
     def _train(
         self,

@@ -1,4 +1,4 @@
-"""Sources that stream: shards of every kind, the sample, the buffer and its place, what is refused."""
+"""Sources that stream: kinds of shards, the sample, the buffer and its place, what is refused."""
 
 from __future__ import annotations
 
@@ -386,8 +386,7 @@ def test_a_column_that_a_shard_lacks_is_named(tmp_path, build):
 def test_a_pass_without_any_image_of_the_role_ends_the_run(tmp_path, build):
     pattern = write_shards(tmp_path / "shards", pictures(2, ("cat",)), number=1)
     data = retained(build, pattern, sample_images=100)
-    held = {d for d in data.streamed["retain"].held}
-    assert held, "one of two images is the test"
+    assert data.streamed["retain"].held, "one of two images is the test"
     buffer = Buffer(data.streamed["retain"], (0,), Place(Start(), 0, 0))
     assert next(buffer)[1] == 0
     for path in (tmp_path / "shards").iterdir():

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kswap.data.hf_tables import class_of, columns_of, image_of
 from kswap.data.sources import (
@@ -31,7 +31,7 @@ from kswap.errors import UserError
 from kswap.settings import Role, ScenePaths, SourceConfig, SplitPaths
 
 if TYPE_CHECKING:
-    from datasets import Features, IterableDataset
+    from datasets import IterableDataset
 
 TARS = (".tar", ".tar.gz", ".tgz")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -256,9 +256,10 @@ def _dataset_cells(
 
     where = one_line(where)
     with whole(where):
-        features: Features | None = dataset.features
-        rows = iter(dataset) if features is None else None
-        if rows is not None:  # what the first row holds
+        rows = None if dataset.features is not None else iter(dataset)
+        if rows is None:
+            features = dataset.features
+        else:  # what the first row holds
             first = next(rows, None)
             if first is None:
                 return
