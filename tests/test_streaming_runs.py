@@ -93,7 +93,7 @@ def test_a_killed_run_goes_on_bit_equal(streamed, order, after, stage, monkeypat
 
 
 def test_the_base_answers_at_every_step_as_the_untouched_model_does(
-    streamed, base_dir, monkeypatch
+    streamed, base_dir, tmp_path, monkeypatch
 ):
     from transformers import ViTForImageClassification
 
@@ -111,11 +111,15 @@ def test_the_base_answers_at_every_step_as_the_untouched_model_does(
         return found
 
     monkeypatch.setattr(loop, "_completed", compared)
-    result = swap(streamed, "taught", data={"augment": "flip"})
+    monkeypatch.chdir(tmp_path)
+    retain = {**streamed["retain"], "data": "shards/shard-{00..02}.tar"}
+    result = swap(streamed, "taught", data={"augment": "flip"}, retain=retain)
     assert len(looked) == len(steps(result.run_dir))
     assert looked[-1] > 0.1, "the model itself answers otherwise by then"
     scores = kswap.evaluate(result.run_dir)["scores"]
     assert scores == result.results["stages"][-1]["scores"]
+    config = SwapConfig.from_yaml(result.run_dir / "config.yaml")
+    assert config.retain.data == streamed["retain"]["data"], "absolute"
 
 
 def test_no_held_out_picture_is_trained_on(streamed, old_images, monkeypatch):

@@ -144,6 +144,30 @@ def test_streams_in_memory_stream_too(tmp_path, build):
     assert len({image for batch in batches for image, _ in batch}) == 24
 
 
+def test_a_generator_streams_too(build):
+    import datasets
+
+    def rows():
+        for content, name in pictures(10):
+            yield {"picture": content, "species": name, "number": 1}
+
+    stream = datasets.IterableDataset.from_generator(rows)
+    assert stream.features is None
+    data = build(retain=streaming(""), learn=LEARN, in_memory={"retain": stream})
+    batches, _ = drawn(data, 6)
+    assert len({image for batch in batches for image, _ in batch}) == 24
+    with pytest.raises(UserError, match=r"needs retain\.streaming: true"):
+        build(retain={"data": ""}, learn=LEARN, in_memory={"retain": stream})
+
+
+def test_without_streaming_shards_say_what_they_need(tmp_path, build):
+    pattern = write_shards(tmp_path / "shards", pictures(2), number=2)
+    with pytest.raises(UserError, match="patterns need streaming: true"):
+        build(learn={"data": pattern})
+    with pytest.raises(UserError, match="tar shards need streaming: true"):
+        build(learn={"data": pattern.replace("{00..01}", "00")})
+
+
 def test_a_sample_that_is_all_is_cut_like_a_source_that_is_kept(tmp_path, build):
     images = pictures(10)
     write_folder(tmp_path / "kept", dict.fromkeys(CLASSES, 10))

@@ -115,8 +115,9 @@ def local_path(role: Role, data: str) -> Path | None:
     if exists:
         return path
     if looks_like_path(data):
+        pattern = " (patterns need streaming: true)" if set("*{") & set(data) else ""
         raise UserError(
-            f"{role}.data: {one_line(data)}: there is no such folder or file; "
+            f"{role}.data: {one_line(data)}: there is no such folder or file{pattern}; "
             "name an image folder, a table file or a Hugging Face dataset id"
         )
     return None
@@ -232,9 +233,11 @@ def _files_source(
     kinds = {READERS.get(path.suffix.lower()) for paths in files.values() for path in paths}
     if len(kinds) != 1 or None in kinds:
         names = listed(path.name for paths in files.values() for path in paths)
+        is_tar = any(path.suffix.lower() == ".tar" for paths in files.values() for path in paths)
+        shards = "; tar shards need streaming: true" if is_tar else ""
         raise UserError(
             f"{one_line(where)}: {names}: not table files of one known kind; name files of one of "
-            f"{listed(READERS)}"
+            f"{listed(READERS)}{shards}"
         )
     (kind,) = kinds
     options = (
@@ -325,8 +328,8 @@ def memory_source(
     if kinds or not parts:
         raise UserError(
             f"{role}: data in memory of type {listed(kinds) or type(value).__name__}; "
-            "give a datasets.Dataset or a DatasetDict (a stream can be turned into one with "
-            "Dataset.from_generator)"
+            "give a datasets.Dataset or a DatasetDict (a stream needs "
+            f"{role}.streaming: true)"
         )
     return _dataset_source(value, settings, where=f"{role} dataset", folder=None, table=table)
 
