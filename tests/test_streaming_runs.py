@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import OLD
+from conftest import NEW, OLD
 from PIL import Image
 from safetensors.torch import load_file
 from shard_files import write_shards
@@ -151,6 +151,21 @@ def test_no_held_out_picture_is_trained_on(streamed, old_images, monkeypatch):
     assert not seen & held["test"]
     assert not seen & held["validation"]
     assert any("retain.retain: passed over" in note and "held-out" in note for note in notes)
+
+
+def test_all_roles_may_stream_from_the_same_shards(streamed, new_images, tmp_path):
+    images = [(p.read_bytes(), name) for name in NEW for p in sorted((new_images / name).iterdir())]
+    retain = streamed["retain"]
+    learn = {**retain, "data": write_shards(tmp_path / "new", images, number=2)}
+    forget = {**retain, "classes": ["red"]}
+    stages = {kind: {**own, "max_steps": 8} for kind, own in streamed["stages"].items()}
+    training = {**streamed["training"], "accumulation": 3}
+    given = {"learn": learn, "forget": forget, "stages": stages, "training": training}
+    result = swap(streamed, "all", **given)
+    assert result.results["streamed"] == ["forget", "learn", "retain"]
+    scores = result.results["stages"][-1]["scores"]
+    assert scores["learn"] > 0.5
+    assert scores["forget"] == 0
 
 
 def test_what_does_not_train_is_not_kept_and_a_note_says_so(streamed):

@@ -653,6 +653,7 @@ class Run:
                 role: {split: len(images) for split, images in splits.items()}
                 for role, splits in self.data.sets.items()
             },
+            **({"streamed": sorted(self.data.streamed)} if self.data.streamed else {}),
             "base": {"model": self.loaded.source, "license": license_of(self.loaded.source)},
             "notes": list(self.data.notes),
             "audit": {},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from data.pictures import encoded, images_of, noise, sizes, write_folder
 from shard_files import write_shards, write_tar
 
 from kswap.data import SwapData
+from kswap.data.hf_tables import image_of
 from kswap.data.shards import expand
 from kswap.data.streaming import Buffer, Place, Reader, Start
 from kswap.errors import UserError
@@ -158,6 +160,54 @@ def test_a_generator_streams_too(build):
     assert len({image for batch in batches for image, _ in batch}) == 24
     with pytest.raises(UserError, match=r"needs retain\.streaming: true"):
         build(retain={"data": ""}, learn=LEARN, in_memory={"retain": stream})
+
+
+def test_a_data_set_of_the_hub(build, monkeypatch):
+    import datasets
+    import fsspec
+
+    from kswap.data import shards
+
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=[*CLASSES])}
+    )
+    opened = []
+
+    def rows(tag):
+        for content, name in pictures(8, tag=tag):
+            path = f"hf://datasets/some/one/{len(opened)}.png"
+            files[path] = content
+            yield {"image": {"bytes": None, "path": path}, "label": CLASSES.index(name)}
+
+    files: dict[str, bytes] = {}
+    parts = {
+        split: datasets.IterableDataset.from_generator(
+            rows, gen_kwargs={"tag": split}, features=features
+        )
+        for split in ("train", "test")
+    }
+
+    def load(name, *config, streaming):
+        assert (name, config, streaming) == ("some/one", ("small",), True)
+        return parts
+
+    def opening(path, mode):
+        opened.append(path)
+        return io.BytesIO(files[path])
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(shards, "check_hub", lambda name: None)
+    monkeypatch.setattr(fsspec, "open", opening)
+    data = retained(build, "some/one", config_name="small")
+    assert sizes(data, "retain")[2] == 12
+    assert len({image for batch in drawn(data, 5)[0] for image, _ in batch}) == 20
+    assert opened
+    with pytest.raises(PermissionError, match="outside the cache"):
+        image_of({"bytes": None, "path": "/etc/passwd"}, None, from_hub=True)
+
+
+def test_a_data_set_that_is_not_on_the_hub(build):
+    refused(build, "no-such/data-set", "names no files here; the Hugging Face dataset .* cannot")
 
 
 def test_without_streaming_shards_say_what_they_need(tmp_path, build):

@@ -5,6 +5,7 @@ Images stay encoded (`Image(decode=False)`), so that every source goes through t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,7 @@ IMAGE_NAMES = (
     "file", "image_path", "image_file", "filepath", "path", "image_bytes", "bytes",
 )  # fmt: skip
 LABEL_NAMES = ("label", "labels", "class", "class_name", "category", "target", "species", "y")
+_ON_HUB = re.compile(r"(zip://[^:]*::)?hf://")
 
 
 def dataset_table(
@@ -119,6 +121,12 @@ def image_of(value: Any, folder: Path | None, *, from_hub: bool) -> ImageLike:
     """
     if isinstance(value, Mapping):
         value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
+    if isinstance(value, str) and from_hub and _ON_HUB.match(value):  # of a stream
+        import fsspec
+
+        with fsspec.open(value, "rb") as file:
+            content: bytes = file.read()
+        return content
     if isinstance(value, str):
         path = (folder or Path()) / Path(value).expanduser()
         if from_hub and not _in_cache(path):

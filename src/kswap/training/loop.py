@@ -278,7 +278,7 @@ def _teacher(
     trainee: Trainee, part: Batch, examples: Examples, num_base: int, places: Places
 ) -> dict[str, Tensor] | None:
     """Return what the base model answers: kept, or, where that is not possible, computed now."""
-    if part.untaught is not None:
+    if part.untaught is not None and part.untaught.any():
         return _completed(trainee, part, num_base, places)
     if part.teacher is not None:
         device = examples.pixels.device
@@ -299,8 +299,6 @@ def _completed(
     """
     assert part.untaught is not None
     rows = part.untaught.nonzero()[:, 0]
-    if not len(rows):  # of a micro-batch
-        return part.teacher
     examples = make_examples(part.samples.rows(rows.numpy()), trainee.pixels)
     with trainee.as_base(), recorded_features(trainee.model, places) as inside:
         taught = trainee.task.teach(trainee.model, examples, num_base=num_base)
