@@ -153,6 +153,7 @@ def test_no_held_out_picture_is_trained_on(streamed, old_images, monkeypatch):
     assert any("retain.retain: passed over" in note and "held-out" in note for note in notes)
 
 
+@pytest.mark.slow
 def test_all_roles_may_stream_from_the_same_shards(streamed, new_images, tmp_path):
     images = [(p.read_bytes(), name) for name in NEW for p in sorted((new_images / name).iterdir())]
     retain = streamed["retain"]
