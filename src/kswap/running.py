@@ -113,6 +113,7 @@ class Run:
 
     def finish(self) -> dict[str, Any]:
         """Train what is not trained yet, save, and return the content of results.json."""
+        self._check_lengths()
         fingerprint = fingerprint_of(self.loaded.model, self.data)
         tensors = self._resume(fingerprint)
         self._written([self.folder.config])
@@ -122,10 +123,11 @@ class Run:
         self.asked = asked(
             self.stages, self.task, sets=self.data.sets, heads=self.heads, blocks=blocks
         )
+        said = num_frozen_as_said(self.stages[0], len(blocks))
         self.prefixes.begin(
             lambda: self._probe(copy.deepcopy(model)),
             self.stages[0],
-            None if self.position.stages else num_frozen_as_said(self.stages[0], len(blocks)),
+            None if self.position.stages or self.data.streamed else said,
             [splits[split] for splits in self.data.sets.values() for split in ("train", "test")],
             [block.name for block in blocks],
             views_change_answers=self.task.teacher_sees_views,
@@ -284,8 +286,7 @@ class Run:
         tensors: Mapping[str, Tensor],
     ) -> None:
         """Train one stage from where it stands, check that everything moved, score, checkpoint."""
-        sets = {role: splits["train"] for role, splits in self.data.sets.items()}
-        sources = {role: Source(images, teachers.get(role)) for role, images in sets.items()}
+        sources = self._sources(stage, teachers)
         if self.position.step == 0 and self._first_to_learn(stage):
             self._initialise_rows(swapped, stage)
         events = self._events()
@@ -316,6 +317,25 @@ class Run:
             events.close()
             narrowed(trainee, 0)
 
+    def _sources(self, stage: Stage, teachers: Mapping[Role, Teacher]) -> dict[Role, Source]:
+        """Return the training images of each role, with what the base answers on those kept."""
+        streamed, taught = self.data.streamed, taught_roles([stage], self.task)
+        return {
+            role: Source(
+                splits["train"],
+                teachers.get(role),
+                streamed=streamed.get(role),
+                is_untaught=role in streamed and role in taught,
+            )
+            for role, splits in self.data.sets.items()
+        }
+
+    def _check_lengths(self) -> None:
+        """Refuse, before anything trains, streams whose length a stage needs and nobody says."""
+        for stage in self.stages if self.data.streamed else ():
+            sources = {role: [source] for role, source in self._sources(stage, {}).items()}
+            Streams(stage, sources, seed=self.config.seed)
+
     def _train(
         self,
         stage: Stage,
@@ -325,8 +345,27 @@ class Run:
         events: EventLog,
     ) -> tuple[int, dict[str, Tensor], float]:
         """Do the steps of a stage; return their number, the adapter before them, and seconds."""
+        if not self.position.step:
+            self.position.streams = {}
+        with Streams(
+            stage,
+            {role: [source] for role, source in sources.items()},
+            seed=self.config.seed,
+            first_step=self.position.step,
+            places=self.position.streams,
+        ) as streams:
+            return self._train_on(streams, stage, trainee, sources, tensors, events)
+
+    def _train_on(
+        self,
+        streams: Streams,
+        stage: Stage,
+        trainee: Trainee,
+        sources: Mapping[Role, Source],
+        tensors: Mapping[str, Tensor],
+        events: EventLog,
+    ) -> tuple[int, dict[str, Tensor], float]:
         swapped: Any = trainee.model
-        streams = Streams(stage, {r: [s] for r, s in sources.items()}, seed=self.config.seed)
         before = adapters.snapshot(swapped)
         if not self.position.step:
             self.position.num_frozen = num_frozen_blocks(trainee, stage, streams)
@@ -356,6 +395,7 @@ class Run:
             due = step % self.config.training.checkpoint_steps == 0 and step < streams.num_steps
             stops = self._any_interrupted()
             if due or stops:
+                self.position.streams = streams.places
                 self._checkpoint(
                     trainee, events, optimiser=optimiser, before=before, prepared=prepared
                 )
@@ -377,6 +417,8 @@ class Run:
                 analysis=analysis,
                 prepared=self._on_device(prepared, before),
             )
+        for note in streams.notes():
+            self.on_note(f"stage {stage.name}: {note}")
         if analysis is not None:
             self._write_analysis(stage, swapped, analysis)
         return streams.num_steps, before, time.perf_counter() - begin
@@ -477,7 +519,8 @@ class Run:
             )
         needed = set() if self.teach_now else needed
         starts_rows = self.config.head.init == "class-mean" and "learn" in first.target
-        wanted = needed | (set(first.active) if starts_rows else set()) | set(self.asked.roles)
+        wanted = needed - set(self.data.streamed) | set(self.asked.roles)
+        wanted |= set(first.active) if starts_rows else set()
         teachers: dict[Role, Teacher] = {}
         inside: dict[Role, dict[str, Tensor]] = {}
         for role in ROLES:
@@ -486,7 +529,7 @@ class Run:
                     answers, self.base_features[role], inside[role] = self._observe(
                         model, sets[role], self.asked.places
                     )
-                if role in needed:
+                if role in needed and role not in self.data.streamed:
                     teachers[role] = answers | (inside[role] if self.asked.own else {})
         if self.asked.roles:
             self.bank = bank_of(
@@ -610,6 +653,7 @@ class Run:
                 role: {split: len(images) for split, images in splits.items()}
                 for role, splits in self.data.sets.items()
             },
+            **({"streamed": sorted(self.data.streamed)} if self.data.streamed else {}),
             "base": {"model": self.loaded.source, "license": license_of(self.loaded.source)},
             "notes": list(self.data.notes),
             "audit": {},

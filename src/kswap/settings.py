@@ -120,8 +120,8 @@ class SourceConfig(Frozen):
     rename: dict[str, str] = Field(default_factory=dict)
     """Class name in the source -> class name of the model, where they are spelt differently."""
     fraction: Share = 1.0
-    """Share of the training images that is used, stratified per class (at least one). Test images
-    are never thinned out."""
+    """Share of the training images that is used, stratified per class (at least one); of a stream
+    about this share, by content. Test images are never thinned out."""
     labels: Literal["complete", "partial"] | None = None
     """Segmentation and detection: whether every object of every class the source names is annotated
     (complete), or only those of this role's classes surely are and the rest is left open, so that
@@ -158,6 +158,30 @@ class SourceConfig(Frozen):
     (COCO); left, top, right, bottom; or centre, width, height."""
     box_unit: Literal["pixels", "fractions"] = "pixels"
     """Detection: unit of the boxes in `objects_column`."""
+    streaming: bool = False
+    """Classification: training images are read as they are needed, and never all in memory or on
+    the disk. `data` names a Hugging Face dataset id, parquet, arrow, JSONL or CSV files, WebDataset
+    tar shards (members `KEY.jpg` and `KEY.cls`, `.txt` or `.json`), or a folder of these; several
+    as `shards-{000..010}.tar` or `*.parquet`."""
+    shuffle_buffer: Annotated[int, Field(ge=1)] = 1000
+    """Streaming: encoded images that are shuffled together; shards come in a new order in every
+    pass. Where shards are sorted by class, batches are as mixed as the buffer is large."""
+    sample_images: Annotated[int, Field(ge=2)] = 2000
+    """Streaming: images that are read beforehand, from all shards alike, and stay in memory: test
+    and validation images are cut from them (or so many read of each split of its own), and the
+    first values of new rows, features of classes and audits come from the rest."""
+    images_per_pass: Annotated[int, Field(ge=1)] | None = None
+    """Streaming: images of this role in one pass, which `epochs` counts where the stream is a
+    stage's anchor, and by which it shares a stream with other roles. None: not known."""
+
+    @model_validator(mode="after")
+    def _only_of_streams(self) -> SourceConfig:
+        for name in ("shuffle_buffer", "sample_images", "images_per_pass"):
+            if not self.streaming and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"{name} is of a source that streams; add streaming: true, or leave it out"
+                )
+        return self
 
 
 class DataConfig(Frozen):

@@ -80,7 +80,8 @@ def swap(
         model: a classifier, segmenter or detector of transformers in memory, in place of
             `config.model`.
         processor: its image processor; needed with `model`.
-        learn: data set in memory, in place of the source's `data`.
+        learn: data set in memory, in place of the source's `data`; an `IterableDataset`, where the
+            source has `streaming: true`.
         forget: the same for the classes to forget.
         retain: the same for the classes to retain.
         on_note: called at once with whatever the user should know.
@@ -233,17 +234,19 @@ def evaluate(run_dir: str | Path) -> dict[str, Any]:
 def _resolve(config: SwapConfig) -> SwapConfig:
     """Make local paths absolute, so that config.yaml can be used from anywhere."""
 
-    def absolute(text: str) -> str:
+    def absolute(text: str, *, is_pattern: bool = False) -> str:
         try:
             path = Path(text).expanduser()
+            if is_pattern:
+                return str(path.absolute())
             return str(path.resolve()) if text and path.exists() else text
         except (OSError, ValueError, RuntimeError):  # too long, a null byte, no such user:
             return text  # said by whoever opens it
 
-    def each(data: Any) -> Any:
+    def each(data: Any, *, streams: bool) -> Any:
         if isinstance(data, Mapping):
-            return {key: each(below) for key, below in data.items()}
-        return absolute(data) if data else data
+            return {key: each(below, streams=streams) for key, below in data.items()}
+        return absolute(data, is_pattern=streams and bool(set("*?[{") & set(data)))
 
     values = config.to_mapping()
     values["model"] = absolute(config.model)
@@ -256,7 +259,7 @@ def _resolve(config: SwapConfig) -> SwapConfig:
     for role in ROLES:
         source = values.get(role)
         if source:
-            source["data"] = each(source["data"])
+            source["data"] = each(source["data"], streams=source["streaming"])
     return SwapConfig.from_mapping(values)
 
 

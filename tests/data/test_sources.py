@@ -476,6 +476,6 @@ def test_bad_rows_are_named(folder: Path, build: Build) -> None:
 
 def test_the_datasets_library_does_not_log_what_it_raises() -> None:
     before = datasets.logging.get_verbosity()
-    with sources._reading("x"):
+    with sources.reading("x"):
         assert datasets.logging.get_verbosity() == datasets.logging.CRITICAL
     assert datasets.logging.get_verbosity() == before

@@ -26,8 +26,11 @@ from kswap.data.decode import (
 from kswap.data.pixels import Fitter
 from kswap.data.roles import Roles, assign_roles
 from kswap.data.sets import ImageSet, SwapData
+from kswap.data.shards import Shards
 from kswap.data.sources import open_source
 from kswap.data.splits import Arrangement, Cut, Picture, arrange
+from kswap.data.stream_sample import row_of, streamed_source
+from kswap.data.streaming import StreamedImages
 from kswap.data.table import Source
 from kswap.data.text import count, listed, one_line
 from kswap.errors import UserError
@@ -70,7 +73,13 @@ def build_data(
         given = getattr(config, role)
         if given is not None or in_memory.get(role) is not None:
             settings[role] = given or SourceConfig()
+    streaming = [role for role, one in settings.items() if one.streaming]
     if task != "classification":
+        if streaming:
+            raise UserError(
+                f"{streaming[0]}.streaming: only images for classification are streamed, and the "
+                f"model is for {task}; take it out"
+            )
         from kswap.data.scene_build import build_scenes
 
         return build_scenes(
@@ -85,7 +94,13 @@ def build_data(
             cache_dir=cache_dir,
             on_progress=on_progress,
         )
-    sources = {role: open_source(role, one, in_memory.get(role)) for role, one in settings.items()}
+    sources: dict[Role, Source] = {}
+    shards: dict[Role, Shards] = {}
+    for role, one in settings.items():
+        if one.streaming:
+            sources[role], shards[role] = streamed_source(role, one, in_memory.get(role))
+        else:
+            sources[role] = open_source(role, one, in_memory.get(role))
     roles = assign_roles(sources, settings, id2label, forgotten)
     cuts = {role: _cut(config, role, source, settings[role]) for role, source in sources.items()}
     items = _list_items(sources, roles)
@@ -106,6 +121,26 @@ def build_data(
         splits = dict(zip(good, arrangement.splits, strict=True))
         notes = _check_classes(roles, sources, settings, items, decoded, splits, arrangement)
         sets = _gather(sources, items, decoded, splits, fitter)
+    held = frozenset(
+        digest
+        for i, split in splits.items()
+        if split in ("test", "validation") and (digest := decoded.digests[i]) is not None
+    )
+    streamed = {
+        role: StreamedImages(
+            shards=own,
+            row_of=row_of(role, roles, settings[role], id2label),
+            held=held,
+            fitter=fitter,
+            example=decoded.example,
+            buffer_size=settings[role].shuffle_buffer,
+            data=config.data,
+            fraction=settings[role].fraction,
+            seed=config.seed,
+            length=settings[role].images_per_pass,
+        )
+        for role, own in shards.items()
+    }
     source_notes = [note for source in sources.values() for note in source.notes]
     every_note = [*source_notes, *roles.notes, *_notes(decoded, arrangement, cuts), *notes]
     return SwapData(
@@ -115,6 +150,7 @@ def build_data(
         sets=sets,
         pixels=fitter.pixels,
         notes=tuple(dict.fromkeys(one_line(note, 2000) for note in every_note)),
+        streamed=streamed,
     )
 
 
@@ -132,7 +168,7 @@ def _cut(config: SwapConfig, role: Role, source: Source, settings: SourceConfig)
         validation_fraction=0.0
         if "validation" in source.splits
         else config.data.validation_fraction,
-        train_fraction=settings.fraction,
+        train_fraction=1.0 if settings.streaming else settings.fraction,
     )
 
 
@@ -168,6 +204,8 @@ def _check_classes(
 ) -> list[str]:
     """Refuse classes that cannot be trained or roles that cannot be scored; note lesser gaps."""
     for role, class_id in arrangement.lonely:
+        if settings[role].streaming:  # the stream may have more of it
+            continue
         raise UserError(
             f"{role}: class {one_line(roles.id2label[class_id])!r} has one image that is not a "
             "copy in "
@@ -192,6 +230,7 @@ def _check_classes(
                 _no_train_message(
                     role, source, roles.id2label[lost[0]], before[role, lost[0]], decoded
                 )
+                + (f", or raise {role}.sample_images" if settings[role].streaming else "")
             )
         if len(no_test) == len(class_ids):
             raise UserError(

@@ -5,6 +5,7 @@ Images stay encoded (`Image(decode=False)`), so that every source goes through t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,16 +18,25 @@ from kswap.data.text import listed
 from kswap.errors import UserError, closest
 from kswap.settings import SourceConfig
 
-__all__ = ["ImageLike", "column_encoded", "dataset_table", "find_column", "image_of"]
+__all__ = [
+    "ImageLike",
+    "class_of",
+    "column_encoded",
+    "columns_of",
+    "dataset_table",
+    "find_column",
+    "image_of",
+]
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, Features
 
 IMAGE_NAMES = (
     "image", "img", "images", "picture", "photo", "pixels", "file_name", "filename",
     "file", "image_path", "image_file", "filepath", "path", "image_bytes", "bytes",
 )  # fmt: skip
 LABEL_NAMES = ("label", "labels", "class", "class_name", "category", "target", "species", "y")
+_ON_HUB = re.compile(r"(zip://[^:]*::)?hf://")
 
 
 def dataset_table(
@@ -67,6 +77,42 @@ def dataset_table(
     return Table(where, classes, labels, read, name, numbered, tuple(notes))
 
 
+def columns_of(
+    features: Features, settings: SourceConfig, *, where: str, from_hub: bool = False
+) -> tuple[str, str]:
+    """Return the image and the class column of rows with these features.
+
+    Raises:
+        UserError: there is no such column, or not a usable one.
+    """
+    from datasets import Dataset
+
+    empty = Dataset.from_dict({name: [] for name in features}, features=features)
+    image = _image_column(empty, settings, where)
+    column_encoded(empty, image, where=where, from_hub=from_hub)
+    return image, _label_column(empty, settings, where, image)
+
+
+def class_of(value: Any, feature: Any, *, where: str, column: str) -> str | int | None:
+    """Return the class name or class number of one cell; None: it has no class.
+
+    Raises:
+        UserError: the cell holds something else.
+    """
+    names = getattr(feature, "names", None)
+    if names:
+        return names[value] if value is not None and 0 <= value < len(names) else None
+    if isinstance(value, str):
+        return value.strip() or None
+    number = _whole(value)
+    if number is False:
+        raise UserError(
+            f"{where}: column {column!r} holds {type(value).__name__} {value!r:.80}, not one class "
+            "for each image; name another column in label_column"
+        )
+    return number
+
+
 def image_of(value: Any, folder: Path | None, *, from_hub: bool) -> ImageLike:
     """Turn a cell into something that can be decoded; empty bytes stand for an empty cell.
 
@@ -75,6 +121,12 @@ def image_of(value: Any, folder: Path | None, *, from_hub: bool) -> ImageLike:
     """
     if isinstance(value, Mapping):
         value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
+    if isinstance(value, str) and from_hub and _ON_HUB.match(value):  # of a stream
+        import fsspec
+
+        with fsspec.open(value, "rb") as file:
+            content: bytes = file.read()
+        return content
     if isinstance(value, str):
         path = (folder or Path()) / Path(value).expanduser()
         if from_hub and not _in_cache(path):

@@ -28,14 +28,15 @@ class Samples:
         """Return the number of images."""
         return len(self.class_ids)
 
-    def rows(self, chosen: slice) -> Samples:
+    def rows(self, chosen: slice | NDArray[np.int64]) -> Samples:
         """Return some of them."""
+        every = np.arange(len(self))
         return Samples(
             self.images[chosen],
             self.class_ids[chosen],
             self.complete[chosen],
             None if self.masks is None else self.masks[chosen],
-            None if self.boxes is None else self.boxes[chosen],
+            None if self.boxes is None else tuple(self.boxes[n] for n in every[chosen]),
             None if self.sizes is None else self.sizes[chosen],
         )
 

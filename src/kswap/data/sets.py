@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kswap.data.pixels import Pixels
+from kswap.data.streaming import StreamedImages
 from kswap.settings import Role, Split
 
 OPEN = -1
@@ -76,8 +78,11 @@ class SwapData:
     """The classes of each role, also of a role without a source. Retained classes without images
     are in."""
     sets: dict[Role, dict[Split, ImageSet]]
-    """Images by role and split, for roles that have a source; a set may be empty (validation)."""
+    """Images by role and split, for roles that have a source; a set may be empty (validation). The
+    train images of a role that streams are a sample."""
     pixels: Pixels
     """From a batch of `ImageSet.images` to what the model takes."""
     notes: tuple[str, ...]
     """What was left out or settled without being asked, one line each."""
+    streamed: Mapping[Role, StreamedImages] = field(default_factory=dict)
+    """The train images of roles that stream."""

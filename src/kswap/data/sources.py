@@ -114,9 +114,10 @@ def local_path(role: Role, data: str) -> Path | None:
         ) from None
     if exists:
         return path
-    if _looks_like_path(data):
+    if looks_like_path(data):
+        pattern = " (patterns need streaming: true)" if set("*{") & set(data) else ""
         raise UserError(
-            f"{role}.data: {one_line(data)}: there is no such folder or file; "
+            f"{role}.data: {one_line(data)}: there is no such folder or file{pattern}; "
             "name an image folder, a table file or a Hugging Face dataset id"
         )
     return None
@@ -132,7 +133,8 @@ def file_source(path: Path, settings: SourceConfig, table: TableMaker = dataset_
     return _files_source(path.parent, {"train": [path]}, settings, where=str(path), table=table)
 
 
-def _looks_like_path(data: str) -> bool:
+def looks_like_path(data: str) -> bool:
+    """Whether a name is written like a path, and not like the id of a data set."""
     first, *rest = data.split("/")
     return (
         data.startswith((".", "/", "~"))
@@ -163,21 +165,26 @@ def table_source(
     if any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
         import datasets
 
-        with _reading(str(path)):
+        with reading(str(path)):
             saved = datasets.load_from_disk(str(path))
         return _dataset_source(saved, settings, where=str(path), folder=path, table=table)
     for folder in (
         path,
         path / "data",
     ):  # "data" is where the hub keeps the table files of a data set
-        files = [file for file in _table_files(folder) if file.suffix.lower() not in but]
+        files = [file for file in table_files(folder) if file.suffix.lower() not in but]
         if files:
-            splits = _by_split(folder, files)
+            splits = by_split(folder, files)
             return _files_source(folder, splits, settings, where=str(path), table=table)
     return None
 
 
-def _table_files(folder: Path) -> list[Path]:
+def table_files(folder: Path) -> list[Path]:
+    """Return the table files in a folder, sorted; none where it is no folder.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     if not folder.is_dir():
         return []
     try:
@@ -189,8 +196,12 @@ def _table_files(folder: Path) -> list[Path]:
     return [path for path in files if path.is_file() and not path.name.startswith(".")]
 
 
-def _by_split(folder: Path, files: list[Path]) -> dict[str, list[Path]]:
-    """Sort table files by the split at the start of their names; without any, all are one table."""
+def by_split(folder: Path, files: list[Path]) -> dict[str, list[Path]]:
+    """Sort table files by the split at the start of their names; without any, all are one table.
+
+    Raises:
+        UserError: some have such a name and others have not.
+    """
     named: dict[str, list[Path]] = {}
     rest = []
     for path in files:
@@ -222,9 +233,11 @@ def _files_source(
     kinds = {READERS.get(path.suffix.lower()) for paths in files.values() for path in paths}
     if len(kinds) != 1 or None in kinds:
         names = listed(path.name for paths in files.values() for path in paths)
+        is_tar = any(path.suffix.lower() == ".tar" for paths in files.values() for path in paths)
+        shards = "; tar shards need streaming: true" if is_tar else ""
         raise UserError(
             f"{one_line(where)}: {names}: not table files of one known kind; name files of one of "
-            f"{listed(READERS)}"
+            f"{listed(READERS)}{shards}"
         )
     (kind,) = kinds
     options = (
@@ -236,7 +249,7 @@ def _files_source(
         split: [glob.escape(str(path.absolute())) for path in paths]
         for split, paths in files.items()
     }
-    with _reading(where):
+    with reading(where):
         loaded = datasets.load_dataset(kind, data_files=patterns, **options)
     return _dataset_source(loaded, settings, where=where, folder=folder, table=table)
 
@@ -252,7 +265,7 @@ def configured_source(
     import datasets
 
     where = f"{path} [{settings.config_name}]"
-    with _reading(where):
+    with reading(where):
         loaded = datasets.load_dataset(str(path.absolute()), settings.config_name)
     return _dataset_source(loaded, settings, where=where, folder=path, table=table)
 
@@ -278,14 +291,14 @@ def hub_source(
     missing = (
         f"{role}.data: {name!r} is no folder or file here; the Hugging Face dataset of this name"
     )
-    with _reading(missing):
-        _check_hub(name)
+    with reading(missing):
+        check_hub(name)
         own = () if settings.config_name is None else (settings.config_name,)
         loaded = datasets.load_dataset(name, *own)
     return _dataset_source(loaded, settings, where=name, folder=None, from_hub=True, table=table)
 
 
-def _check_hub(name: str) -> None:
+def check_hub(name: str) -> None:
     """Ask once whether the hub has a data set, unless it was loaded before.
 
     Without a network, or with a wrong name, `load_dataset` would try again for half a minute.
@@ -315,8 +328,8 @@ def memory_source(
     if kinds or not parts:
         raise UserError(
             f"{role}: data in memory of type {listed(kinds) or type(value).__name__}; "
-            "give a datasets.Dataset or a DatasetDict (a stream can be turned into one with "
-            "Dataset.from_generator)"
+            "give a datasets.Dataset or a DatasetDict (a stream needs "
+            f"{role}.streaming: true)"
         )
     return _dataset_source(value, settings, where=f"{role} dataset", folder=None, table=table)
 
@@ -341,7 +354,7 @@ def _dataset_source(
 
 
 @contextmanager
-def _reading(where: str) -> Iterator[None]:
+def reading(where: str) -> Iterator[None]:
     """Load quietly; every failure of the datasets library becomes one line."""
     from datasets import logging
     from datasets.utils import (

@@ -13,7 +13,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from kswap.models.head import head_linear
 from kswap.models.structure import FfnBlock
 
 
@@ -48,7 +47,8 @@ def recorded_features(model: nn.Module, places: Places) -> Iterator[dict[str, Te
     base = wrapped.get_base_model() if hasattr(model, "get_base_model") else wrapped
     found: dict[str, Tensor] = {}
     handles = [
-        head_linear(model, head).register_forward_pre_hook(_head_hook(found, number))
+        # of PEFT's wrapper where there is one: it is called whichever head it then calls
+        base.get_submodule(head).register_forward_pre_hook(_head_hook(found, number))
         for number, head in enumerate(places.heads, start=1)
     ] + [
         base.get_submodule(block.name).register_forward_hook(

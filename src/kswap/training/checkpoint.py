@@ -51,6 +51,8 @@ class Position:
     """Seconds spent so far, by phase."""
     num_frozen: int = 0
     """Blocks below those that train in the stage under way."""
+    streams: dict[str, Any] = field(default_factory=dict)
+    """Where images are read from next that are not kept, by stream and role (`data.streaming`)."""
     scaler: dict[str, float] = field(default_factory=dict)
     """State of the fp16 loss scaler."""
     analysis: dict[str, Any] = field(default_factory=dict)
@@ -172,4 +174,6 @@ def fingerprint_of(model: Any, data: SwapData) -> str:
                 digest.update(images.images[start : start + 1024].tobytes())
                 if images.masks is not None:
                     digest.update(images.masks[start : start + 1024].tobytes())
+    for role in sorted(data.streamed):
+        digest.update(f"{role} {data.streamed[role].shards.identity}".encode())
     return digest.hexdigest()

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from kswap.models.features import recorded_features
+from kswap.models.features import Places, recorded_features
 from kswap.models.prefix import Prefix
 from kswap.objectives import OBJECTIVES, Units, serves
 from kswap.objectives.consolidation import consolidation
@@ -235,7 +235,7 @@ def units_of(trainee: Trainee, stage: Stage, part: Batch) -> list[Units]:
     if trainee.augment is not None and part.kept is None:
         examples = trainee.augment(examples)
     with trainee.accelerator.autocast():
-        teacher = _teacher(trainee, part, examples, view.num_base)
+        teacher = _teacher(trainee, part, examples, view.num_base, view.places)
         with (
             _playing(trainee, part, examples.pixels.device),
             recorded_features(trainee.model, view.places) as features,
@@ -275,9 +275,11 @@ def _informed(
 
 
 def _teacher(
-    trainee: Trainee, part: Batch, examples: Examples, num_base: int
+    trainee: Trainee, part: Batch, examples: Examples, num_base: int, places: Places
 ) -> dict[str, Tensor] | None:
     """Return what the base model answers: kept, or, where that is not possible, computed now."""
+    if part.untaught is not None and part.untaught.any():
+        return _completed(trainee, part, num_base, places)
     if part.teacher is not None:
         device = examples.pixels.device
         return {name: kept.to(device) for name, kept in part.teacher.items()}
@@ -285,6 +287,34 @@ def _teacher(
         return None
     with torch.no_grad(), trainee.as_base():
         return trainee.task.teach(trainee.model, examples, num_base=num_base)
+
+
+@torch.no_grad()
+def _completed(
+    trainee: Trainee, part: Batch, num_base: int, places: Places
+) -> dict[str, Tensor] | None:
+    """Return what is kept of the base's answers, and compute them where the images are not kept.
+
+    As kept answers are: of the images without augmentation.
+    """
+    assert part.untaught is not None
+    rows = part.untaught.nonzero()[:, 0]
+    examples = make_examples(part.samples.rows(rows.numpy()), trainee.pixels)
+    with trainee.as_base(), recorded_features(trainee.model, places) as inside:
+        taught = trainee.task.teach(trainee.model, examples, num_base=num_base)
+    taught = {**taught, **{name: found.float() for name, found in inside.items()}}
+    whole = {}
+    for name in {**(part.teacher or {}), **taught}:
+        answers = taught.get(name)
+        kept = (part.teacher or {}).get(name)
+        if kept is None:
+            assert answers is not None
+            kept = answers.new_zeros(len(part), *answers.shape[1:])
+        kept = kept.to(examples.pixels.device)
+        if answers is not None:
+            kept = kept.index_copy(0, rows.to(kept.device), answers.to(kept.dtype))
+        whole[name] = kept
+    return whole
 
 
 def _shrink(trainee: Trainee, sparsity: SparsityConfig, rate: float) -> None:

@@ -124,6 +124,16 @@ class Prefixes:
             DiskFullError: the disk is full.
         """
         drawn = {role for stream in stage.config.streams.values() for role in stream.roles}
+        unkept = [role for role, source in sources.items() if source.streamed and role in drawn]
+        num_frozen = len(blocks) - len(trainee.groups)
+        if unkept:
+            if num_frozen and self.settings.is_on:
+                self.on_note(
+                    f"stage {stage.name}: the first {num_frozen} of {len(blocks)} blocks stay as "
+                    f"they are; they run at every step, since the images of {unkept[0]} are not "
+                    "kept"
+                )
+            return None
         self.cache = cached_sources(
             self.cache,
             trainee,

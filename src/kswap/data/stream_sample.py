@@ -1,0 +1,170 @@
+"""What is read of a stream beforehand: a bounded sample, from all its shards alike.
+
+It is a source like any other: its classes get their roles, it is cut into test, validation and
+train, and its pictures are known by their content, so that the stream passes over those that are
+held out.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from kswap.data.labels import LabelIndex, plain
+from kswap.data.roles import Roles
+from kswap.data.shards import Shards, open_shards
+from kswap.data.table import Source, Table, source_of_splits
+from kswap.data.tar_shards import Cell
+from kswap.errors import UserError
+from kswap.settings import Role, SourceConfig
+
+_MAX_SHARDS = 64
+"""Shards that a sample is taken from, while they have enough images."""
+_MAX_LOOKED_AT = 50
+"""Images that are looked at for each one of the sample, where classes are named."""
+_MAX_NAMES = 1 << 16
+"""Class names whose rows are kept."""
+
+
+@dataclass
+class _Sample:
+    cells: list[Cell] = field(default_factory=list)
+    num_read: int = 0
+    is_whole: bool = False
+    """Whether there is nothing else in the source."""
+
+
+def streamed_source(
+    role: Role, settings: SourceConfig, in_memory: object = None
+) -> tuple[Source, Shards]:
+    """Return a sample of a stream as a source, and the shards to train on.
+
+    Raises:
+        UserError: there is nothing, or nothing usable, where the user points.
+    """
+    where, splits = open_shards(role, settings, in_memory)
+    tables, notes = {}, []
+    for name, shards in splits.items():
+        sample = _sample_of(shards, settings)
+        tables[name] = _table_of(sample, shards)
+        what = "is read whole" if sample.is_whole else f"has a sample of {sample.num_read:,} images"
+        notes.append(
+            f"{role}: {shards.where} streams; beforehand it {what} "
+            f"({len(sample.cells):,} kept, {role}.sample_images)"
+        )
+    source = source_of_splits(where, tables)
+    trained = next(name for name, table in tables.items() if table is source.splits["train"])
+    if "test" not in source.splits:
+        notes.append(f"{role}: its test images are cut from the sample, and left out of training")
+    if role == "learn" and settings.classes is None:
+        notes.append("learn: classes that are not in the sample are not learned")
+    where = source.splits["train"].where
+    return Source(where, source.splits, (*source.notes, *notes)), splits[trained]
+
+
+def row_of(
+    role: Role, roles: Roles, settings: SourceConfig, id2label: Mapping[int, str]
+) -> Callable[[str], int]:
+    """Return what says the row of a class by its name in the source, -1 if it has not the role.
+
+    Also of classes that are not in the sample, unless they would have to be learned.
+    """
+    known, class_ids = roles.of_source[role], set(roles.class_ids[role])
+    model = LabelIndex(id2label)
+
+    @functools.lru_cache(_MAX_NAMES)
+    def find(name: str) -> int:
+        if name in known:
+            return known[name]
+        found = model.find(settings.rename.get(name, name))
+        is_old = role != "learn" and len(found) == 1 and found[0] in class_ids
+        return found[0] if is_old else -1
+
+    return find
+
+
+def _sample_of(shards: Shards, settings: SourceConfig) -> _Sample:
+    """Read images until there are enough; of classes that are not named, one each."""
+    most = settings.sample_images
+    named = settings.classes and {form for name in settings.classes for form in _forms(name)}
+    sample = _Sample()
+    seen: set[str] = set()
+    num_wanted = num_finished = 0
+    order = _order(shards.num_shards)
+    for place, number in enumerate(order):
+        left = max(1, min(len(order), _MAX_SHARDS) - place)
+        quota = -(-(most - num_wanted) // left)
+        limit = -(-(_MAX_LOOKED_AT * most - sample.num_read) // left)
+        found = looked_at = 0
+        for cell in _until(shards.read(number), limit):
+            looked_at += 1
+            name = "" if cell.label is None else str(cell.label)
+            is_wanted = not named or bool(named & _forms(settings.rename.get(name, name)))
+            if is_wanted or name not in seen:
+                sample.cells.append(cell)
+                seen.add(name)
+            found += is_wanted
+            if found >= quota:
+                break
+        else:
+            num_finished += looked_at < limit
+        sample.num_read += looked_at
+        num_wanted += found
+        if num_wanted >= most or sample.num_read >= _MAX_LOOKED_AT * most:
+            break
+    sample.is_whole = num_finished == shards.num_shards
+    return sample
+
+
+def _until(cells: Iterator[Cell], limit: int) -> Iterator[Cell]:
+    for number, cell in enumerate(cells, start=1):
+        yield cell
+        if number >= limit:
+            return
+
+
+def _order(number: int) -> list[int]:
+    """Return shards, first some evenly spaced ones, then the others."""
+    first = sorted({int(place) for place in np.linspace(0, number - 1, min(number, _MAX_SHARDS))})
+    return [*first, *sorted(set(range(number)) - set(first))]
+
+
+def _forms(name: str) -> set[str]:
+    return {plain(name), *map(plain, name.split(","))} - {""}
+
+
+def _table_of(sample: _Sample, shards: Shards) -> Table:
+    """Return the sample as a table; classes are sorted, numbers by value.
+
+    Raises:
+        UserError: it is empty.
+    """
+    cells = sample.cells
+    if not cells:
+        raise UserError(f"{shards.where}: has no images; name a source that has some")
+    labels = {cell.label for cell in cells} - {None}
+    numbers = sorted(label for label in labels if isinstance(label, int))
+    names = [*map(str, numbers), *sorted(label for label in labels if isinstance(label, str))]
+    names = list(dict.fromkeys(names))
+    rows = {name: row for row, name in enumerate(names)}
+    where = shards.where
+    if not sample.is_whole:
+        where = f"a sample of {sample.num_read:,} images of {shards.where}"
+    num_without = sum(cell.label is None for cell in cells)
+    notes = (
+        (f"{where}: {num_without} of {len(cells)} images left out, they have no class",)
+        if num_without
+        else ()
+    )
+    return Table(
+        where,
+        tuple(names),
+        np.asarray([rows.get(str(cell.label), -1) for cell in cells], dtype=np.int64),
+        lambda row: cells[row].image,
+        lambda row: cells[row].name,
+        bool(numbers),
+        notes,
+    )

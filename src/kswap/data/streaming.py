@@ -1,0 +1,286 @@
+"""Training images that are read as they are needed: a shuffle buffer over shards, and its place.
+
+The order of shards is a permutation for each pass. What is read fills blocks of `buffer_size`
+encoded images, each permuted by itself; while one is drawn from, the next is read at the same pace,
+so that about one block is in memory. Everything random is a function of (seed, pass or block), and
+what a block holds one of the place where it begins: so a place (pass, shard, row, images drawn of
+the block) is all that is needed to go on, at the cost of reading one shard up to there and one
+block. `datasets`' own shuffle buffer is lost when a run is resumed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kswap.data.decode import content_hash, refuse
+from kswap.data.images import BadImageError, decode, known_formats
+from kswap.data.pixels import Fitter
+from kswap.data.shards import Shards
+from kswap.data.tar_shards import Cell
+from kswap.errors import UserError
+from kswap.settings import DataConfig
+
+_ORDER, _BLOCK = 1, 2
+"""Beside each other in a seed: the order of shards, and of the images of a block."""
+
+
+class Start(NamedTuple):
+    """Between two images, in the order in which they are read."""
+
+    epoch: int = 0
+    """Pass over the source, from 0."""
+    shard: int = 0
+    """Place in the order of shards of the pass."""
+    row: int = 0
+    """Images of the shard before it."""
+
+
+class Place(NamedTuple):
+    """Between two images, in the order in which they are drawn."""
+
+    start: Start = Start()
+    """Where the block begins that is drawn from."""
+    block: int = 0
+    """Its number."""
+    offset: int = 0
+    """Images of it that are drawn."""
+
+    @classmethod
+    def from_json(cls, value: Any) -> Place:
+        """Return the place that `json.loads(json.dumps(place))` stands for."""
+        (epoch, shard, row), block, offset = value
+        return cls(Start(epoch, shard, row), block, offset)
+
+
+@dataclass(frozen=True)
+class StreamedImages:
+    """The training images of one role that are not kept."""
+
+    shards: Shards
+    row_of: Callable[[str], int]
+    """Class name of the source -> row of the extended head; -1: the role does not have it."""
+    held: frozenset[bytes]
+    """Content of test and validation pictures of any role, which are passed over."""
+    fitter: Fitter
+    example: NDArray[Any]
+    """A fitted image: shape and type of all."""
+    buffer_size: int
+    data: DataConfig
+    fraction: float
+    seed: int
+    """Of the run."""
+    length: int | None
+    """Images in a pass, where the user says so."""
+
+    def wanted(self, cell: Cell) -> int:
+        """Return the row of the class of an image that may be trained on; -1: passed over."""
+        row = -1 if cell.label is None else self.row_of(str(cell.label))
+        if row >= 0 and self.fraction < 1 and not _within(cell, self.fraction, self.seed):
+            return -1
+        return row
+
+
+def _within(cell: Cell, fraction: float, seed: int) -> bool:
+    """Whether an image is of a share that depends on its encoded content alone."""
+    content = cell.image if isinstance(cell.image, bytes) else str(cell.image).encode()
+    key = hashlib.blake2b(content, digest_size=8, key=str(seed).encode()).digest()
+    return int.from_bytes(key, "big") < fraction * 2**64
+
+
+class Buffer:
+    """Cells of a stream in the order in which they are drawn, without end."""
+
+    def __init__(self, images: StreamedImages, seed: tuple[int, ...], place: Place) -> None:
+        self._images = images
+        self._seed = seed
+        self._reading = self._read(place.start)
+        self._ahead: list[tuple[Cell, int] | None] = []
+        self._ahead_start = place.start
+        self._ahead_end = place.start
+        self._is_full = False
+        self._block: list[tuple[Cell, int] | None] = []
+        self._order: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+        self._start, self._number = place.start, place.block - 1
+        self._turn()
+        for number in self._order[: place.offset]:
+            self._block[number] = None
+        self._offset = place.offset
+
+    @property
+    def place(self) -> Place:
+        """Where the next cell is drawn."""
+        return Place(self._start, self._number, self._offset)
+
+    def __next__(self) -> tuple[Cell, int]:
+        """Return a cell and the row of its class.
+
+        Raises:
+            UserError: a shard is damaged, or a whole pass has no image of the role.
+        """
+        while self._offset >= len(self._block):
+            self._turn()
+        number = int(self._order[self._offset])
+        drawn = self._block[number]
+        assert drawn is not None
+        self._block[number] = None
+        self._offset += 1
+        if not self._is_full:
+            self._read_one()
+        return drawn
+
+    def _turn(self) -> None:
+        """Go on to the block that was read ahead."""
+        while not self._is_full:
+            self._read_one()
+        self._number += 1
+        self._block, self._start, self._offset = self._ahead, self._ahead_start, 0
+        generator = np.random.default_rng((*self._seed, _BLOCK, self._number))
+        self._order = generator.permutation(len(self._block))
+        self._ahead, self._ahead_start, self._is_full = [], self._ahead_end, False
+
+    def _read_one(self) -> None:
+        """Read a cell into the block ahead; it is also full where a pass ends."""
+        found, self._ahead_end = next(self._reading)
+        if found is not None:
+            self._ahead.append(found)
+        self._is_full = found is None or len(self._ahead) >= self._images.buffer_size
+
+    def _read(self, start: Start) -> Iterator[tuple[tuple[Cell, int] | None, Start]]:
+        """Yield cells with what lies behind each; None where a pass ends."""
+        shards = self._images.shards
+        for epoch in itertools.count(start.epoch):
+            order = np.random.default_rng((*self._seed, _ORDER, epoch)).permutation(
+                shards.num_shards
+            )
+            is_barren = start == Start(epoch)
+            for place in range(start.shard, len(order)):
+                cells = shards.read(int(order[place]))
+                for number, cell in enumerate(itertools.islice(cells, start.row, None), start.row):
+                    row = self._images.wanted(cell)
+                    if row >= 0:
+                        is_barren = False
+                        yield (cell, row), Start(epoch, place, number + 1)
+                start = Start(epoch, place + 1)
+            if is_barren:
+                raise UserError(
+                    f"{shards.where}: a whole pass has no image that may be trained on; name a "
+                    "source with images of the role's classes, or a larger fraction"
+                )
+            start = Start(epoch + 1)
+            yield None, start
+
+
+class Drawn(NamedTuple):
+    """Images of one batch."""
+
+    images: NDArray[Any]
+    """(n, H, W, 3) uint8, or as `ImageSet.images`."""
+    class_ids: NDArray[np.int64]
+    """(n,) rows of the extended head."""
+    place: Place
+    """Behind them."""
+    num_held: int
+    """Pictures of a test or validation split that were passed over on the way."""
+    num_bad: int
+    """Images that cannot be decoded."""
+
+
+@dataclass
+class Reader:
+    """Batches of a stream, decoded in threads, one batch ahead of the step."""
+
+    images: StreamedImages
+    seed: tuple[int, ...]
+    count: int
+    """Images in a batch."""
+    place: Place = field(default_factory=Place)
+    """Where the next batch begins."""
+    num_held: int = 0
+    """Held-out pictures that were passed over so far."""
+    num_bad: int = 0
+    """Images that cannot be decoded, so far."""
+
+    def __post_init__(self) -> None:
+        """Start the threads; nothing is read before the first batch is asked for."""
+        known_formats()  # Pillow loads its plugins here, once
+        self._ahead = ThreadPoolExecutor(1, "kswap-stream")
+        self._decoders = ThreadPoolExecutor(min(16, os.cpu_count() or 1), "kswap-decode")
+        self._buffer: Buffer | None = None
+        self._next: Future[Drawn] | None = None
+
+    def draw(self) -> Drawn:
+        """Return the next batch, and begin with the one behind it.
+
+        Raises:
+            UserError: an image or a shard is bad, or no image is left.
+        """
+        drawn = (self._next or self._ahead.submit(self._make)).result()
+        self.place = drawn.place
+        self.num_held += drawn.num_held
+        self.num_bad += drawn.num_bad
+        self._next = self._ahead.submit(self._make)
+        return drawn
+
+    def close(self) -> None:
+        """End the threads."""
+        self._ahead.shutdown(cancel_futures=True)
+        self._decoders.shutdown(cancel_futures=True)
+
+    def _make(self) -> Drawn:
+        buffer = self._buffer = self._buffer or Buffer(self.images, self.seed, self.place)
+        images: list[NDArray[Any]] = []
+        class_ids: list[int] = []
+        num_held = num_bad = 0
+        epoch = buffer.place.start.epoch
+        while len(images) < self.count:
+            found = [next(buffer) for _ in range(self.count - len(images))]
+            cells = [cell for cell, _ in found]
+            for (_, row), image in zip(
+                found, self._decoders.map(self._decoded, cells), strict=True
+            ):
+                if isinstance(image, BadImageError):
+                    refuse(image, self.images.data)
+                    num_bad += 1
+                elif image is None:
+                    num_held += 1
+                else:
+                    images.append(image)
+                    class_ids.append(row)
+            if not images and buffer.place.start.epoch > epoch + 1:
+                raise UserError(
+                    f"{self.images.shards.where}: all its images of the role are in a test or "
+                    "validation split or cannot be decoded; add images"
+                )
+        ids = np.asarray(class_ids, dtype=np.int64)
+        return Drawn(np.stack(images), ids, buffer.place, num_held, num_bad)
+
+    def _decoded(self, cell: Cell) -> NDArray[Any] | BadImageError | None:
+        """Return the fitted image; None: it is a picture that is held out."""
+        try:
+            source = cell.image
+            image = decode(source, name=str(source) if isinstance(source, Path) else cell.name)
+        except BadImageError as error:
+            return error
+        if content_hash(image) in self.images.held:
+            return None
+        try:
+            fitted = self.images.fitter(image)
+        except Exception as error:  # a size that the processor cannot handle
+            return BadImageError(cell.name, f"the processor fails: {error}")
+        if fitted.shape != self.images.example.shape:
+            return BadImageError(
+                cell.name,
+                f"the processor gives it the shape {fitted.shape}, the first image "
+                f"{self.images.example.shape}",
+            )
+        return fitted
