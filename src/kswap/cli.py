@@ -366,7 +366,11 @@ def _evaluate(arguments: argparse.Namespace, overrides: list[str]) -> None:
     results = read_results(arguments.run)
     scored = evaluate(arguments.run)
     show({**results, "stages": [{"name": "saved model", **scored}]})
-    same = same_scores(scored["scores"], results["stages"][-1]["scores"])
+    bits = (results.get("base") or {}).get("weights", "fp32")
+    if bits != "fp32":
+        _note(f"scored is RUN/model, in full precision; the run's stages were scored in {bits}")
+    last = results.get("saved") or results["stages"][-1]
+    same = same_scores(scored["scores"], last["scores"])
     _print("equal to results.json" if same else "NOT equal to results.json")
 
 
