@@ -115,6 +115,7 @@ def _connected(address: str | None) -> Iterator[Any]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # it warns that this changes
     if address is None:
         os.environ[_ALONE] = "0"
+        os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves runs beside others
     before = signal.getsignal(signal.SIGTERM)
     import ray
 
