@@ -638,7 +638,7 @@ class Run:
                 "weights": self.config.training.base_weights,
             },
             **saved,
-            "notes": list(self.data.notes),
+            "notes": [*self.data.notes, *self._notes_on_weights(saved)],
             "audit": {},
         }
         write_card(self.folder.path, results)
@@ -670,6 +670,18 @@ class Run:
         )
         self._spent("score", begin)
         return whole, {"saved": {"weights": "fp32", **scored}}
+
+    def _notes_on_weights(self, saved: Mapping[str, Any]) -> list[str]:
+        """Return what a reader of the scores has to know of what was scored."""
+        if not saved:
+            return []
+        scores = saved["saved"]["scores"]
+        said = ", ".join(f"{r} {100 * s:.1f}" for r, s in scores.items() if s is not None)
+        return [
+            f"the stages were trained and scored on a base held in "
+            f"{self.config.training.base_weights}; adapter/ and model/ are on the base in full "
+            f"precision, where the scores are: {said}"
+        ]
 
     def _drawn(
         self, what: str, draw: Callable[[Path, Mapping[str, Any]], Any], results: Mapping[str, Any]

@@ -158,6 +158,9 @@ def test_a_quantised_run_saves_its_adapter_on_the_full_base(
     results = json.loads((run_dir / "results.json").read_text())
     assert results["base"]["weights"] == bits
     assert results["seconds"]["prefix"] > 0
+    (note,) = results["notes"]
+    assert f"a base held in {bits}" in note
+    assert "a base held in" in (run_dir / "report.html").read_text()
     assert "quantization_config" not in json.loads((run_dir / "model/config.json").read_text())
     base = load_base(str(wide_dir)).model.state_dict()
     saved = load_base(str(run_dir / "model")).model.state_dict()
