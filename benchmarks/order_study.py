@@ -22,6 +22,7 @@ from kswap.benching import references, table
 from kswap.benching.arms import Arm, make_arms, matched_steps
 from kswap.benching.bench import DEMOS, reference_sources, suite_values
 from kswap.benching.execution import Job, finished, make_jobs, run_jobs
+from kswap.benching.processes import in_processes
 from kswap.errors import UserError
 from kswap.yaml_text import merge, read_yaml
 
@@ -123,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             failures = run_jobs(
                 [job for job in jobs if not names or job.arm.name in names],
                 folder / "configs",
-                num_jobs=arguments.jobs,
+                run_all=in_processes(arguments.jobs),
                 on_end=lambda job, problem: print(job.name, problem or "done", flush=True),
             )
         write_study(study, jobs, folder, timed=arguments.jobs == 1)

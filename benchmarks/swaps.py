@@ -24,6 +24,7 @@ from tables import section, write_section
 from kswap.benching import references, table
 from kswap.benching.arms import Arm, make_arms
 from kswap.benching.execution import Job, finished, make_jobs, run_jobs
+from kswap.benching.processes import in_processes
 from kswap.demo import demo_values, write_demo
 from kswap.yaml_text import merge
 
@@ -134,7 +135,7 @@ def main() -> int:
         failures = run_jobs(
             wanted,
             folder / "configs",
-            num_jobs=arguments.jobs,
+            run_all=in_processes(arguments.jobs),
             on_end=lambda job, problem: print(job.name, problem or "done", flush=True),
         )
     write_table(task, jobs)

@@ -212,7 +212,7 @@ def _audit(
         if models is not None:
             work.seconds["A4"] += gathering_s
         work.seconds["total"] = time.perf_counter() - begin + gathering_s
-        answer = _answer(work, case, found, findings)
+        answer = _answer(work, case, found, findings, held_in=results.get("base") or {})
         results = {**read_results(run_dir), "audit": answer}
         write_results(folder, results)
         draw_report(run_dir)
@@ -226,7 +226,12 @@ def describe_reference(work: Work, case: Case) -> dict[str, Any]:
 
 
 def _answer(
-    work: Work, case: Case, reference: dict[str, Any], findings: Mapping[str, Finding]
+    work: Work,
+    case: Case,
+    reference: dict[str, Any],
+    findings: Mapping[str, Finding],
+    *,
+    held_in: Mapping[str, Any],
 ) -> dict[str, Any]:
     decides = None if case.decides else case.without_decision()
     if case.reference_level == "R3" and not case.decides:
@@ -245,6 +250,7 @@ def _answer(
         "warnings": [
             reversal.UNMERGED,
             reversal.MERGED,
+            *_of_weights(str(held_in.get("weights", "fp32"))),
             *(text for finding in findings.values() for text in finding.warnings),
         ],
         "seconds": {name: round(value, 3) for name, value in work.seconds.items()},
@@ -252,3 +258,13 @@ def _answer(
     }
     loaded: dict[str, Any] = json.loads(json.dumps(answer))
     return loaded
+
+
+def _of_weights(bits: str) -> list[str]:
+    """Return what to know where the run's base was held in fewer bits than what is audited."""
+    if bits == "fp32":
+        return []
+    return [
+        f"Audited are the base and model/ in full precision; the run trained and scored its stages "
+        f"on a base held in {bits}."
+    ]

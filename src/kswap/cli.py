@@ -47,7 +47,7 @@ _BENCH_LISTS: dict[str, list[str] | list[int]] = {
 _BENCH_OPTIONS = frozenset(
     f"--{name}"
     for name in (
-        *(*_BENCH_LISTS, "output", "jobs"),
+        *(*_BENCH_LISTS, "output", "jobs", "backend", "ray-address"),
         *("references", "reference-level", "train-references", "audit", "steps"),
     )
 )
@@ -68,8 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # whatever the terminal's encoding lacks
             stream.reconfigure(errors="backslashreplace")
     try:
-        # bench waits for processes of its own: a signal ends it as it always did
-        with Interrupts().installed() if words[:1] != ["bench"] else contextlib.nullcontext():
+        with Interrupts().installed():
             status = _dispatch(words)
             _flush()
         return status
@@ -79,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say(f"kswap: error: {printable(str(error))}")
         return 2
     except Terminated as stop:
-        saved = words[:1] in (["run"], ["demo"])
+        saved = words[:1] in (["run"], ["demo"], ["bench"])
         _say(
             "kswap: stopped by SIGTERM; the state is saved, the same command goes on"
             if saved
@@ -205,7 +204,23 @@ def _dispatch(words: list[str]) -> int:
         bench.add_argument(
             f"--{name}", nargs="+", type=kind, default=chosen, help=f"default: {chosen}"
         )
-    bench.add_argument("--jobs", type=int, default=1, help="processes side by side (default 1)")
+    bench.add_argument(
+        "--jobs",
+        type=int,
+        help="runs side by side (default 1; with --backend ray one for each GPU, or for each node "
+        "where there is none)",
+    )
+    bench.add_argument(
+        "--backend",
+        choices=("processes", "ray"),
+        default="processes",
+        help="where they run: on this machine, or on a Ray cluster whose nodes share the folders",
+    )
+    bench.add_argument(
+        "--ray-address",
+        metavar="ADDRESS",
+        help="a Ray cluster, such as HOST:6379 or auto (default: one of this machine alone)",
+    )
     bench.add_argument(
         "--references",
         nargs="+",
@@ -351,7 +366,11 @@ def _evaluate(arguments: argparse.Namespace, overrides: list[str]) -> None:
     results = read_results(arguments.run)
     scored = evaluate(arguments.run)
     show({**results, "stages": [{"name": "saved model", **scored}]})
-    same = same_scores(scored["scores"], results["stages"][-1]["scores"])
+    bits = (results.get("base") or {}).get("weights", "fp32")
+    if bits != "fp32":
+        _note(f"scored is RUN/model, in full precision; the run's stages were scored in {bits}")
+    last = results.get("saved") or results["stages"][-1]
+    same = same_scores(scored["scores"], last["scores"])
     _print("equal to results.json" if same else "NOT equal to results.json")
 
 
@@ -418,6 +437,8 @@ def _bench(arguments: argparse.Namespace, overrides: list[str]) -> None:
         variants=arguments.variants,
         seeds=arguments.seeds,
         jobs=arguments.jobs,
+        backend=arguments.backend,
+        ray_address=arguments.ray_address,
         references=arguments.references,
         reference_level=arguments.reference_level,
         train_references=arguments.train_references,

@@ -22,7 +22,7 @@ from kswap.arrays import StageArrays, write_examples, write_stage
 from kswap.config import SwapConfig
 from kswap.data import ImageSet, SwapData
 from kswap.errors import Terminated, UserError
-from kswap.evaluation import score_sets, summary
+from kswap.evaluation import score_roles, score_sets, summary
 from kswap.evaluation.examples import choose, examples_of, fit_answer
 from kswap.files import digest_of
 from kswap.models import adapter as adapters
@@ -32,6 +32,7 @@ from kswap.models.fused import fused_adapters
 from kswap.models.licence import license_of
 from kswap.models.loading import Loaded
 from kswap.models.margin import lower_new_rows
+from kswap.models.quantised import load_quantised, quantised_linears
 from kswap.objectives.sparsity import num_zero_groups
 from kswap.objectives.units import Bank
 from kswap.plan import Stage
@@ -117,7 +118,7 @@ class Run:
         fingerprint = fingerprint_of(self.loaded.model, self.data)
         tensors = self._resume(fingerprint)
         self._written([self.folder.config])
-        model = self.loaded.model.to(self.accelerator.device)
+        model = self._base()
         self.heads = head.find_heads(model)
         blocks = self.blocks = structure.find_ffn_blocks(model)
         self.asked = asked(
@@ -144,6 +145,26 @@ class Run:
             self._stage(stage, trainee, swapped, teachers, tensors)
             tensors = {}
         return self._save(swapped, groups)
+
+    def _base(self) -> Any:
+        """Return the base where it trains, in what `training.base_weights` says."""
+        bits = self.config.training.base_weights
+        if bits == "fp32":
+            return self.loaded.model.to(self.accelerator.device)
+        half = {"bf16": torch.bfloat16, "fp16": torch.float16}
+        model = load_quantised(
+            self.loaded,
+            bits,
+            blocks=structure.find_ffn_blocks(self.loaded.model),
+            device=self.accelerator.device,
+            compute=half.get(self.config.training.precision, torch.float32),
+        )
+        count = len(quantised_linears(model))
+        self.on_note(
+            f"the base is held in {bits} while it trains ({count} linears); what is saved is the "
+            "adapter on the base in full precision"
+        )
+        return model
 
     def _adapted(self, model: Any) -> Any:
         """Extend the head of a bare model, in place, and wrap it by PEFT."""
@@ -619,11 +640,12 @@ class Run:
         }
         forgotten = sorted({*self.loaded.forgotten, *names["forget"]})
         processor = self.loaded.processor
+        whole, saved = self._in_full_precision(swapped)
         artefact.save_adapter(
-            swapped, self.folder.path / "adapter", base_name=self.loaded.source, processor=processor
+            whole, self.folder.path / "adapter", base_name=self.loaded.source, processor=processor
         )
         artefact.save_merged(
-            swapped,
+            whole,
             self.folder.path / "model",
             processor=processor,
             kswap={
@@ -654,8 +676,13 @@ class Run:
                 for role, splits in self.data.sets.items()
             },
             **({"streamed": sorted(self.data.streamed)} if self.data.streamed else {}),
-            "base": {"model": self.loaded.source, "license": license_of(self.loaded.source)},
-            "notes": list(self.data.notes),
+            "base": {
+                "model": self.loaded.source,
+                "license": license_of(self.loaded.source),
+                "weights": self.config.training.base_weights,
+            },
+            **saved,
+            "notes": [*self.data.notes, *self._notes_on_weights(saved)],
             "audit": {},
         }
         write_card(self.folder.path, results)
@@ -663,6 +690,42 @@ class Run:
         prune(self.folder.checkpoints, keep=1)
         write_results(self.folder, results, anew=True)
         return results
+
+    def _in_full_precision(self, swapped: Any) -> tuple[Any, dict[str, Any]]:
+        """Return the adapter on the base that is saved, and its scores where it trained on another.
+
+        A base in 8 or 4 bits answers otherwise than in full precision, so that the adapter on the
+        latter has scores of its own, under `saved` in results.json.
+        """
+        if self.config.training.base_weights == "fp32":
+            return swapped, {}
+        begin = time.perf_counter()
+        whole = self._adapted(self.loaded.model)  # on the CPU until now, its head as it came
+        artefact.load_trainable_state(whole, artefact.trainable_state(swapped))
+        learned = any("learn" in stage.active for stage in self.stages)
+        scored = score_roles(
+            artefact.merged_model(whole).to(self.accelerator.device),
+            self.task,
+            self.data,
+            split="test",
+            num_rows=len(self.data.id2label) if learned else self.data.num_base_classes,
+            batch_size=self.config.training.eval_batch_size,
+            pixels=self._pixels,
+        )
+        self._spent("score", begin)
+        return whole, {"saved": {"weights": "fp32", **scored}}
+
+    def _notes_on_weights(self, saved: Mapping[str, Any]) -> list[str]:
+        """Return what a reader of the scores has to know of what was scored."""
+        if not saved:
+            return []
+        scores = saved["saved"]["scores"]
+        said = ", ".join(f"{r} {100 * s:.1f}" for r, s in scores.items() if s is not None)
+        return [
+            f"the stages were trained and scored on a base held in "
+            f"{self.config.training.base_weights}; adapter/ and model/ are on the base in full "
+            f"precision, where the scores are: {said}"
+        ]
 
     def _drawn(
         self, what: str, draw: Callable[[Path, Mapping[str, Any]], Any], results: Mapping[str, Any]

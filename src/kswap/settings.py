@@ -22,6 +22,7 @@ Role = Literal["learn", "forget", "retain"]
 Split = Literal["train", "validation", "test"]
 StageKind = Literal["learn", "forget", "joint"]
 TaskName = Literal["classification", "segmentation", "detection"]
+BaseWeights = Literal["fp32", "8bit", "4bit"]
 TASKS: tuple[TaskName, ...] = ("classification", "segmentation", "detection")
 ROLES: tuple[Role, ...] = ("learn", "forget", "retain")
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -387,6 +388,10 @@ class TrainingConfig(Frozen):
     """Where to train; auto takes a GPU when there is one."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Compute precision (Accelerate's mixed precision). Weights and the optimiser stay in fp32."""
+    base_weights: BaseWeights = "fp32"
+    """What the frozen linears of the transformer blocks are held in while the adapter trains: 8bit
+    and 4bit by bitsandbytes, on a GPU, for less memory. The head and LoRA stay in fp32, and what is
+    saved is the adapter on the base in full precision."""
     accumulation: Annotated[int, Field(ge=1)] = 1
     """Micro-batches a step is cut into; the gradient is that of the whole batch."""
     prefix_cache: bool = True

@@ -22,6 +22,7 @@ from kswap.manifest import check_files, damaged_files
 from kswap.models import artefact
 from kswap.models.checks import check_fits
 from kswap.models.loading import Loaded, find_task, from_objects, load_base, task_of
+from kswap.models.quantised import check_base_weights
 from kswap.objectives import NEEDS_KEPT
 from kswap.plan import Stage, plan
 from kswap.ranks import own_output, world_size
@@ -122,6 +123,7 @@ def swap(
         if finished:
             return SwapResult(config.output, read_results(config.output), resumed=True)
         accelerator = together or make_accelerator(config.training, folder.path)
+        check_base_weights(config.training, accelerator.device, in_memory=model is not None)
         loaded = from_objects(model, processor) if model is not None else load_base(config.model)
         with progress("images") as report:
             data = build_data(

@@ -6,15 +6,13 @@ audits/ARM.json, so that the same command goes on where it was stopped.
 
 from __future__ import annotations
 
-import concurrent.futures
 import json
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kswap.audits.findings import Level
-from kswap.benching.execution import Job, call, threads_each
+from kswap.benching.execution import Command, Job, OnEnd, RunAll
 from kswap.files import write_bytes
 from kswap.run_folder import read_results
 
@@ -26,8 +24,8 @@ def audit_arms(
     *,
     level: Level,
     reference_level: str,
-    num_jobs: int,
-    on_end: Callable[[str, str], None],
+    run_all: RunAll,
+    on_end: OnEnd,
 ) -> list[str]:
     """Audit each arm's finished runs, unless that was done; return what went wrong, a line each.
 
@@ -37,7 +35,7 @@ def audit_arms(
         folder: of the notes on what was audited.
         level: of the audits.
         reference_level: of all references.
-        num_jobs: processes side by side; they share out the cores.
+        run_all: what runs them.
         on_end: called with the name of each audited arm, and what went wrong ("": nothing).
     """
     arms: dict[str, list[Job]] = {}
@@ -46,8 +44,8 @@ def audit_arms(
             arms.setdefault(job.arm.name, []).append(job)
     folder.mkdir(parents=True, exist_ok=True)
 
-    def audit(name: str) -> str:
-        runs, note_path = arms[name], folder / f"{name}.json"
+    notes, missing = dict[str, dict[str, Any]](), list[Command]()
+    for name, runs in arms.items():
         named = list(dict.fromkeys(s for job in runs for s in references.get(job.seed, ())))
         note = {
             "level": level,
@@ -55,24 +53,25 @@ def audit_arms(
             "references": named,
             "reference_level": reference_level if named else "R3",
         }
-        if _is_done(note_path, note, runs):
-            return ""
-        problem = call(_words(runs, note), threads_each(num_jobs))
+        if not _is_done(folder / f"{name}.json", note, runs):
+            notes[f"audit of {name}"] = {"path": folder / f"{name}.json", "note": note}
+            missing.append(Command(f"audit of {name}", _words(runs, note)))
+
+    def ended(name: str, problem: str) -> None:
         if not problem:
-            write_bytes(note_path, json.dumps(note, indent=2).encode())
-        on_end(f"audit of {name}", problem)
-        return f"audit of {name}: {problem}" if problem else ""
+            write_bytes(notes[name]["path"], json.dumps(notes[name]["note"], indent=2).encode())
+        on_end(name, problem)
 
-    with concurrent.futures.ThreadPoolExecutor(num_jobs) as pool:
-        return [problem for problem in pool.map(audit, arms) if problem]
+    return run_all(missing, ended)
 
 
-def _words(runs: Sequence[Job], note: Mapping[str, Any]) -> list[str]:
-    words = [sys.executable, "-m", "kswap", "audit", *(str(job.config.output) for job in runs)]
+def _words(runs: Sequence[Job], note: Mapping[str, Any]) -> tuple[str, ...]:
+    words = ["audit", *(str(job.config.output) for job in runs)]
     words += ["--level", note["level"]]
     for source in note["references"]:
         words += ["--reference", source]
-    return [*words, "--reference-level", note["reference_level"]] if note["references"] else words
+    level = ["--reference-level", note["reference_level"]] if note["references"] else []
+    return (*words, *level)
 
 
 def _is_done(note_path: Path, note: Mapping[str, Any], runs: Sequence[Job]) -> bool:

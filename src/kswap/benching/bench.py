@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from kswap.audits.findings import LEVELS, Level
 from kswap.audits.subjects import ReferenceLevel
@@ -13,7 +13,9 @@ from kswap.benching import references as referring
 from kswap.benching import table
 from kswap.benching.arms import Arm, make_arms, matched_steps
 from kswap.benching.audits import audit_arms
-from kswap.benching.execution import Job, finished, make_jobs, run_jobs
+from kswap.benching.execution import Job, RunAll, finished, make_jobs, run_jobs
+from kswap.benching.processes import in_processes
+from kswap.benching.ray_cluster import check_ray, on_ray
 from kswap.demo import demo_values, write_demo
 from kswap.errors import UserError
 from kswap.files import disk_errors, write_bytes
@@ -22,6 +24,7 @@ from kswap.plan import plan
 from kswap.yaml_text import merge, parse_overrides, read_yaml
 
 DEMOS = ("classification", "segmentation", "detection")
+Backend = Literal["processes", "ray"]
 
 
 def bench(
@@ -32,7 +35,9 @@ def bench(
     orders: Iterable[str] = ("LF", "FL"),
     variants: Iterable[str] = ("full",),
     seeds: Sequence[int] = (0, 1, 2),
-    jobs: int = 1,
+    jobs: int | None = None,
+    backend: Backend = "processes",
+    ray_address: str | None = None,
     references: Sequence[str | Path] = (),
     reference_level: ReferenceLevel | None = None,
     train_references: bool = False,
@@ -52,7 +57,12 @@ def bench(
         orders: order strings.
         variants: names of `kswap.benching.arms.VARIANTS`.
         seeds: three or more, for intervals.
-        jobs: processes side by side.
+        jobs: runs side by side. None: one; on a Ray cluster one for each GPU, or for each node
+            where there is none.
+        backend: `processes` of this machine, or a `ray` cluster whose nodes share the output folder
+            and the data.
+        ray_address: of a Ray cluster, such as `HOST:6379` or `auto`. None: one of this machine
+            alone, begun for the runs.
         references: hub ids or folders of models that never saw the forget data; a demo has its own.
         reference_level: R1, trained from scratch with the base's budget, or R2 (default).
         train_references: fine-tune the one backbone that `references` names for each seed, and
@@ -70,8 +80,8 @@ def bench(
     Raises:
         UserError: a value is wrong; nothing was run.
     """
-    if jobs < 1:
-        raise UserError(f"--jobs: {jobs} processes cannot run anything; give 1 or more")
+    run_all = _runner(backend, jobs, ray_address)
+    timed = backend == "processes" and jobs in (None, 1)
     output = output.expanduser().resolve()
     arms = make_arms(presets, orders, variants)
     lengths = {arm: matched_steps(arm.order, steps) if steps else {} for arm in arms}
@@ -95,7 +105,7 @@ def bench(
         on_end(job.name, problem)
 
     with disk_errors(f"--output {output}"):
-        failures = run_jobs(made, output / "configs", num_jobs=jobs, on_end=ended)
+        failures = run_jobs(made, output / "configs", run_all=run_all, on_end=ended)
         runs = referring.runs_by_seed([job.config.output for job in made])
         yardsticks: dict[int, table.Yardstick] = {}
         why = table.NO_REFERENCE
@@ -110,13 +120,36 @@ def bench(
                     output / "audits",
                     level=audit,
                     reference_level=level,
-                    num_jobs=jobs,
+                    run_all=run_all,
                     on_end=on_end,
                 )
         except UserError as error:
             why = f"the reference cannot be used ({error})"
             failures.append(str(error))
-        return write_tables(made, output, yardsticks, timed=jobs == 1, why=why), failures
+        return write_tables(made, output, yardsticks, timed=timed, why=why), failures
+
+
+def _runner(backend: str, jobs: int | None, ray_address: str | None) -> RunAll:
+    """Return what runs the commands of a bench.
+
+    Raises:
+        UserError: a value is wrong, or Ray is not installed.
+    """
+    if jobs is not None and jobs < 1:
+        raise UserError(f"--jobs: {jobs} processes cannot run anything; give 1 or more")
+    if backend not in get_args(Backend):
+        raise UserError(
+            f"--backend: {backend!r} is none; take one of {', '.join(get_args(Backend))}"
+        )
+    if backend == "ray":
+        check_ray()
+        return on_ray(ray_address, jobs)
+    if ray_address is not None:
+        raise UserError(
+            f"--ray-address: {ray_address!r} is used by --backend ray alone; add that, or leave it "
+            "out"
+        )
+    return in_processes(jobs or 1)
 
 
 def reference_sources(

@@ -1,11 +1,11 @@
-"""Runs what is missing, side by side, each in a process of its own."""
+"""What is to run: the jobs of a bench, and those of them that are missing as commands.
+
+Who runs the commands (`RunAll`) is `processes.in_processes`, side by side on this machine, or
+`ray_cluster.on_ray`, side by side on the machines of a Ray cluster.
+"""
 
 from __future__ import annotations
 
-import concurrent.futures
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,25 @@ from kswap.config import SwapConfig
 from kswap.errors import UserError
 from kswap.files import write_bytes
 from kswap.run_folder import read_results
+
+
+@dataclass(frozen=True)
+class Command:
+    """One `kswap` command that runs in a process of its own."""
+
+    name: str
+    """What the user reads."""
+    words: tuple[str, ...]
+    """What follows `kswap`."""
+    leaves: tuple[str, ...] = ()
+    """Files that are there once it has succeeded."""
+
+
+OnEnd = Callable[[str, str], None]
+"""Called with the name of each command that ended, and what went wrong ("": nothing)."""
+RunAll = Callable[[Sequence[Command], OnEnd], list[str]]
+"""Runs commands and returns a line for each that failed. Whatever ends it (SIGTERM, Ctrl-C, an
+error) also ends the commands, each as on SIGTERM, and waits for them."""
 
 
 @dataclass(frozen=True)
@@ -81,50 +100,35 @@ def finished(jobs: Sequence[Job]) -> dict[str, list[Mapping[str, Any]]]:
 
 
 def run_jobs(
-    jobs: Sequence[Job], configs_dir: Path, *, num_jobs: int, on_end: Callable[[Job, str], None]
+    jobs: Sequence[Job],
+    configs_dir: Path,
+    *,
+    run_all: RunAll,
+    on_end: Callable[[Job, str], None],
 ) -> list[str]:
     """Run the jobs that are not finished; return what went wrong, a line each.
 
     Args:
         jobs: runs.
         configs_dir: where their configs are written.
-        num_jobs: processes side by side; they share out the cores.
+        run_all: what runs them, such as `processes.in_processes(2)`.
         on_end: called with each job that ran, and what went wrong ("" for nothing).
 
     Raises:
         UserError: a config cannot be written.
     """
-    waiting = [job for job in jobs if not job.results_path.exists()]
+    waiting = {job.name: job for job in jobs if not job.results_path.exists()}
     try:
         configs_dir.mkdir(parents=True, exist_ok=True)
-        for job in waiting:
+        for job in waiting.values():
             text = yaml.safe_dump(job.config.to_mapping(), sort_keys=False, allow_unicode=True)
             write_bytes(configs_dir / f"{job.name}.yaml", text.encode())
     except OSError as error:
         raise UserError(
             f"--output: {configs_dir} cannot be written to ({error.strerror}); name another folder"
         ) from None
-
-    def run(job: Job) -> str:
-        words = [sys.executable, "-m", "kswap", "run", str(configs_dir / f"{job.name}.yaml")]
-        problem = call(words, threads_each(num_jobs))
-        on_end(job, problem)
-        return f"{job.name}: {problem}" if problem else ""
-
-    with concurrent.futures.ThreadPoolExecutor(num_jobs) as pool:
-        return [problem for problem in pool.map(run, waiting) if problem]
-
-
-def threads_each(num_jobs: int) -> int:
-    """Return how many threads each of so many processes gets."""
-    return max(1, (os.cpu_count() or 1) // num_jobs)
-
-
-def call(command: Sequence[str], threads: int) -> str:
-    """Run a command; return its last line of complaint, if it failed."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode == 0:
-        return ""
-    complaint = [line for line in done.stderr.splitlines() if line.strip()]
-    return complaint[-1] if complaint else f"exit status {done.returncode}"
+    commands = [
+        Command(name, ("run", str(configs_dir / f"{name}.yaml")), (str(job.results_path),))
+        for name, job in waiting.items()
+    ]
+    return run_all(commands, lambda name, problem: on_end(waiting[name], problem))

@@ -23,6 +23,7 @@ from typing import Any, Literal
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
+from peft.utils.integrations import dequantize_module_weight
 from peft.utils.other import ModulesToSaveWrapper
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -210,7 +211,8 @@ def adapter_changes(
         for name in block.linears:
             layer: Any = base.get_submodule(name)
             norm = float(torch.linalg.vector_norm(layer.get_delta_weight(ADAPTER_NAME)))
-            weight = float(torch.linalg.vector_norm(layer.get_base_layer().weight))
+            base_weight = dequantize_module_weight(layer.get_base_layer())
+            weight = float(torch.linalg.vector_norm(base_weight))
             relative = norm / weight if weight else 0.0
             changes.setdefault(block.name, []).append((norm, relative))
     return changes

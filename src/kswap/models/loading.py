@@ -79,6 +79,33 @@ def load_base(name_or_path: str) -> Loaded:
     return _loaded(model, processor, source=name_or_path, commit=commit)
 
 
+def load_weights(
+    name_or_path: str, task: TaskName, *, revision: str | None = None, **options: Any
+) -> PreTrainedModel:
+    """Load a model that `load_base` has loaded once more, in another way.
+
+    Args:
+        name_or_path: its `source`.
+        task: its task.
+        revision: its `commit`.
+        options: further arguments of `from_pretrained`.
+
+    Raises:
+        UserError: as `load_base`.
+    """
+    local = _local_folder(name_or_path)
+    where = name_or_path if local is None else str(local)
+    offline = local is None and _hub_is_out_of_reach()
+    values = _config_values(name_or_path, where, offline)
+    if revision is not None:
+        options["revision"] = revision
+    model = _load_model(
+        name_or_path, where, local is None, offline, _class_of(values, task), **options
+    )
+    repair_config(model)
+    return model
+
+
 def find_task(name_or_path: str) -> TaskName:
     """Return what the model of a hub id or a folder does, from its config.json alone.
 
@@ -212,7 +239,7 @@ def _config_values(name: str, where: str, offline: bool) -> dict[str, Any]:
 
 
 def _load_model(
-    name: str, where: str, from_hub: bool, offline: bool, model_class: Any
+    name: str, where: str, from_hub: bool, offline: bool, model_class: Any, **options: Any
 ) -> PreTrainedModel:
     try:
         with quiet(progress=from_hub), _no_conversion_service():
@@ -224,6 +251,7 @@ def _load_model(
                 ignore_mismatched_sizes=True,  # lists mismatches; they are refused below
                 output_loading_info=True,
                 dtype=torch.float32,
+                **options,
             )
     except SafetensorError as error:
         raise UserError(

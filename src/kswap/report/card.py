@@ -88,7 +88,7 @@ training images: {trained_on}.
 
 {_SCORES[results["score_name"]][0]} on the test split, in percent.
 
-{markdown(rows(results))}
+{markdown(rows(results))}{_weights(results)}
 
 {_class_table(results)}
 
@@ -136,7 +136,7 @@ def _metadata(results: Mapping[str, Any]) -> dict[str, Any]:
 def _index(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the scores after the last stage, one entry for each role that has test images."""
     words, metric = _SCORES[results["score_name"]]
-    scores = results["stages"][-1]["scores"]
+    scores = (results.get("saved") or results["stages"][-1])["scores"]
     return [
         {
             "task": {"type": _PIPELINES[results["task"]]},
@@ -146,6 +146,18 @@ def _index(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         for role in ROLES
         if scores[role] is not None
     ]
+
+
+def _weights(results: Mapping[str, Any]) -> str:
+    """Return what was scored where the base was held in fewer bits than what is saved."""
+    bits, saved = (results.get("base") or {}).get("weights", "fp32"), results.get("saved")
+    if bits == "fp32" or not saved:
+        return ""
+    scores = ", ".join(f"{role} {percent(saved['scores'][role])}" for role in ROLES)
+    return (
+        f"\n\nThe stages were trained and scored on a base held in {bits}. What is saved here is "
+        f"the adapter on the base in full precision, which scores: {scores}."
+    )
 
 
 def _class_table(results: Mapping[str, Any]) -> str:

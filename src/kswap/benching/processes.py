@@ -1,0 +1,116 @@
+"""Commands side by side on this machine, each in a process of its own.
+
+Whatever ends the wait for them (SIGTERM, Ctrl-C, an error) ends them too: each gets SIGTERM, upon
+which a run saves its state at the end of its step, and is waited for. Children stay in the process
+group, so that a terminal's Ctrl-C and hang-up reach them as well.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+
+from kswap.benching.execution import Command, OnEnd, RunAll
+
+GRACE_S = 60.0
+"""A child that has not ended so long after SIGTERM is killed, as it is at once when a second signal
+comes meanwhile. Runs go on from their last checkpoint then."""
+
+
+class Children:
+    """Processes that are running, all of which can be stopped."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen[str]] = set()
+        self.stopped = False
+
+    def call(self, words: Sequence[str], threads: int) -> str:
+        """Run `kswap` with these words; return its last line of complaint, if it failed.
+
+        Args:
+            words: what follows `kswap`.
+            threads: of its own.
+        """
+        with self._lock:
+            if self.stopped:
+                return "was not begun"
+            child = subprocess.Popen(
+                [sys.executable, "-m", "kswap", *words],
+                env=environment(threads),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="backslashreplace",
+            )
+            self._running.add(child)
+        try:
+            _, said = child.communicate()
+        finally:
+            with self._lock:
+                self._running.discard(child)
+        return complaint(child.returncode, said)
+
+    def stop(self) -> None:
+        """Send SIGTERM to all, let no other begin, and wait until all have ended."""
+        with self._lock:
+            self.stopped = True
+            running = set(self._running)
+        for child in running:
+            child.terminate()
+        try:
+            end = time.monotonic() + GRACE_S
+            for child in running:
+                child.wait(max(0.0, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            pass
+        finally:  # also when a second signal ended the wait
+            for child in running:
+                child.kill()
+
+
+def in_processes(num_jobs: int) -> RunAll:
+    """Return what runs commands here, so many side by side, which share out the cores."""
+
+    def run_all(commands: Sequence[Command], on_end: OnEnd) -> list[str]:
+        children = Children()
+
+        def run(command: Command) -> str:
+            problem = children.call(command.words, threads_each(num_jobs))
+            if children.stopped:
+                return ""
+            on_end(command.name, problem)
+            return f"{command.name}: {problem}" if problem else ""
+
+        with concurrent.futures.ThreadPoolExecutor(num_jobs) as pool:
+            try:
+                return [problem for problem in pool.map(run, commands) if problem]
+            except BaseException:
+                children.stop()
+                raise
+
+    return run_all
+
+
+def threads_each(num_jobs: int) -> int:
+    """Return how many threads each of so many processes gets."""
+    return max(1, (os.cpu_count() or 1) // num_jobs)
+
+
+def environment(threads: int) -> Mapping[str, str]:
+    """Return the environment of a child with so many threads."""
+    return {**os.environ, "OMP_NUM_THREADS": str(threads)}
+
+
+def complaint(status: int, said: str) -> str:
+    """Return what a command that ended with this status said last; "" where it succeeded."""
+    if status == 0:
+        return ""
+    lines = [line for line in said.splitlines() if line.strip()]
+    return lines[-1] if lines else f"exit status {status}"
