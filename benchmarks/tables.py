@@ -19,7 +19,10 @@ def section(
 ) -> str:
     """Return the table of finished runs, and the references that it compares with."""
     text = table.markdown(table.rows(found, yardsticks, timed=timed), timed=timed)
-    return f"{text}\n\n{table.describe(yardsticks)}" if yardsticks else text
+    if not yardsticks:
+        return text
+    # The cache folder as the page's commands name it, whoever runs them.
+    return f"{text}\n\n{table.describe(yardsticks)}".replace(f"{Path.home()}/", "~/")
 
 
 def write_section(name: str, text: str, *, page: str = RESULTS.name) -> None:
