@@ -24,7 +24,7 @@ from kswap.models.checks import check_fits
 from kswap.models.loading import Loaded, find_task, from_objects, load_base, task_of
 from kswap.objectives import NEEDS_KEPT
 from kswap.plan import Stage, plan
-from kswap.ranks import own_output, world_size
+from kswap.ranks import own_output, own_sharding, world_size
 from kswap.run_folder import (
     RunFolder,
     check_config,
@@ -109,6 +109,7 @@ def swap(
     with (
         interrupts.installed(),
         memory_errors(),
+        own_sharding(),
         disk_errors(f"output {config.output}"),
         own_output(config.output) as own,
         open_run(own) as folder,
