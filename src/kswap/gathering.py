@@ -79,7 +79,7 @@ def gathered(part: Part | None) -> list[Part]:
     flat = [tensor.flatten().view(torch.uint8) for tensor in own.values()]
     mine = torch.cat(flat) if flat else torch.zeros(0, dtype=torch.uint8)
     sizes = [sum(_num_bytes(*what[1:]) for what in one or ()) for one in told]
-    padded = torch.zeros(max(sizes), dtype=torch.uint8, device=device)
+    padded = torch.zeros(max(*sizes, 1), dtype=torch.uint8, device=device)
     padded[: len(mine)] = mine.to(device)
     everyones = [torch.empty_like(padded) for _ in told]
     distributed.all_gather(everyones, padded)

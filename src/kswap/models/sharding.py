@@ -13,13 +13,16 @@ here the base runs before there is an adapter, and each stage has an optimiser o
 
 from __future__ import annotations
 
+import inspect
+import re
+import warnings
 from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+
+from kswap.errors import UserError
 
 
 def shard(
@@ -32,7 +35,19 @@ def shard(
         blocks: modules whose weights are gathered together; all else is gathered as one.
         apart: names of parameters that stay whole, since classes are added to them.
         device: of this process.
+
+    Raises:
+        UserError: torch is too old.
     """
+    # not every build of torch has it, and few runs need it
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
+    if "ignored_params" not in inspect.signature(fully_shard).parameters:
+        raise UserError(
+            f"distributed_type: FSDP needs torch 2.7 or later, here is {torch.__version__}; "
+            "install a newer one, or take MULTI_GPU"
+        )
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     parameters = dict(model.named_parameters(remove_duplicate=False))
     whole = {parameters[name] for name in apart if name in parameters}
@@ -47,3 +62,6 @@ def shard(
         if isinstance(module, FSDPModule):  # models are told apart by the names of their classes
             kind: Any = type(module)
             kind.__name__ = kind.__mro__[2].__name__
+    # of what the whole model returns: nobody changes that in place
+    name = re.escape(type(model).__name__)
+    warnings.filterwarnings("ignore", rf"FSDP2-wrapped module \({name}\) returned a view")
