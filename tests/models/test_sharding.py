@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from criteria_models import SIDE
-from models.families import FAMILIES, LABELS, tiny_inputs
+from models.families import FAMILIES, tiny_inputs
 from models.scene_families import SCENES
 from torch import Tensor, distributed, multiprocessing
 from torch.distributed.tensor import DTensor
@@ -22,8 +22,6 @@ from kswap.models.fused import fused_adapters
 from kswap.models.sharding import shard
 from kswap.models.structure import find_ffn_blocks
 from kswap.settings import AdapterConfig
-
-WIDER = {**LABELS, 5: "plane"}
 
 
 def outputs(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -36,7 +34,8 @@ def outputs(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
 
 def adapted(base: Any, blocks: Any, heads: Any) -> Any:
     """Return it as a run does: one class more, LoRA that is not nothing."""
-    head.extend_head(base, WIDER, init="random", seed=0, heads=heads)
+    labels = {**base.config.id2label, len(base.config.id2label): "one more"}
+    head.extend_head(base, labels, init="random", seed=0, heads=heads)
     wrapped = adapter.attach(base, blocks, AdapterConfig(rank=2), head_names=heads, seed=0)
     noise = torch.Generator().manual_seed(1)
     with torch.no_grad():
