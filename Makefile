@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: setup demo test test-all test-browser lint format types imports docs check fuzz fuzz-guided chaos chaos-short bench bench-step bench-speed assets clean
+.PHONY: setup demo test test-all test-browser lint format types imports docs check fuzz fuzz-guided chaos chaos-short bench bench-step bench-speed bench-ranks assets clean
 
 setup: $(INSTALLED)
 
@@ -81,6 +81,9 @@ bench-step: setup  ## cost of a training step against two bare forwards
 
 bench-speed: setup  ## a step against PEFT, with fused linears and a kept prefix
 	$(BIN)/python benchmarks/speed.py
+
+bench-ranks: setup  ## two processes of one thread against one of two
+	$(BIN)/python benchmarks/ranks.py
 
 assets: setup  ## make the embedded demo models and images again (hours)
 	$(BIN)/python scripts/make_demo_classification.py

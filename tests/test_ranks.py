@@ -73,6 +73,18 @@ def test_two_processes_lose_what_one_loses(task, more, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
+def test_two_processes_keep_the_views_that_one_keeps(task, tmp_path):
+    path = write_config(task, tmp_path, depth="last-1")
+    words = ("--data.augment", "flip", "--training.eval_batch_size", "5")
+    for name, processes in (("one", 1), ("two", 2)):
+        run = launch(path, tmp_path / name, *words, processes=processes)
+        assert run.returncode == 0, run.stderr
+        assert "is kept in memory" in run.stderr
+    assert_same_run(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.slow
 def test_two_processes_go_on_from_what_one_left(tmp_path):
     path = write_config("classification", tmp_path)
     whole = launch(path, tmp_path / "whole", processes=1)

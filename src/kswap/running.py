@@ -27,15 +27,18 @@ from kswap.evaluation.examples import choose, examples_of, fit_answer
 from kswap.files import digest_of
 from kswap.models import adapter as adapters
 from kswap.models import artefact, head, structure
+from kswap.models.class_tensors import class_tensors
 from kswap.models.features import Places
 from kswap.models.fused import fused_adapters
 from kswap.models.licence import license_of
 from kswap.models.loading import Loaded
 from kswap.models.margin import lower_new_rows
 from kswap.models.quantised import load_quantised, quantised_linears
+from kswap.models.sharding import shard
 from kswap.objectives.sparsity import num_zero_groups
 from kswap.objectives.units import Bank
 from kswap.plan import Stage
+from kswap.ranks import shards_base
 from kswap.report.card import write_card
 from kswap.report.figures import draw_figures
 from kswap.report.page import write_report
@@ -98,12 +101,14 @@ class Run:
     bank: Bank | None = None
     blocks: tuple[structure.FfnBlock, ...] = ()
     prefixes: Prefixes = field(init=False)
+    whole_base: Any = None
+    """Where the base is sharded, the first process's copy as it was loaded, on the CPU."""
 
     def __post_init__(self) -> None:
         """Say where and how much may be kept of what does not train."""
         training, data = self.config.training, self.config.data
         settings = CacheSettings(
-            training.prefix_cache,
+            training.prefix_cache and not shards_base(),
             data.augment,
             training.views,
             training.eval_batch_size,
@@ -121,6 +126,8 @@ class Run:
         model = self._base()
         self.heads = head.find_heads(model)
         blocks = self.blocks = structure.find_ffn_blocks(model)
+        if shards_base():
+            self._shard(model)
         self.asked = asked(
             self.stages, self.task, sets=self.data.sets, heads=self.heads, blocks=blocks
         )
@@ -149,14 +156,14 @@ class Run:
     def _base(self) -> Any:
         """Return the base where it trains, in what `training.base_weights` says."""
         bits = self.config.training.base_weights
-        if bits == "fp32":
-            return self.loaded.model.to(self.accelerator.device)
+        if bits == "fp32":  # one that is sharded goes to its devices part by part
+            return self.loaded.model if shards_base() else self.loaded.model.to(self._device)
         half = {"bf16": torch.bfloat16, "fp16": torch.float16}
         model = load_quantised(
             self.loaded,
             bits,
             blocks=structure.find_ffn_blocks(self.loaded.model),
-            device=self.accelerator.device,
+            device=self._device,
             compute=half.get(self.config.training.precision, torch.float32),
         )
         count = len(quantised_linears(model))
@@ -166,13 +173,40 @@ class Run:
         )
         return model
 
+    @property
+    def _device(self) -> torch.device:
+        device: torch.device = self.accelerator.device
+        return device
+
+    def _shard(self, model: Any) -> None:
+        """Leave this process its part of the base, in place."""
+        if self.config.training.analysis:
+            raise UserError(
+                "training.analysis: true looks at gradients in one process, and with "
+                "distributed_type: FSDP none has the whole base; set it to false, or take MULTI_GPU"
+            )
+        if self.accelerator.is_main_process:
+            self.whole_base = copy.deepcopy(model)
+        if self.task.name == "classification":
+            apart = [f"{name}.{kind}" for name in self.heads for kind in ("weight", "bias")]
+        else:
+            apart = [f"{one.module}.{one.name}" for one in class_tensors(model)]
+        shard(model, [block.name for block in self.blocks], apart=apart, device=self._device)
+        if self.config.training.prefix_cache:
+            self.on_note(
+                "the base is sharded (FSDP): all blocks run at every step, also those below the "
+                "ones that train"
+            )
+
     def _adapted(self, model: Any) -> Any:
         """Extend the head of a bare model, in place, and wrap it by PEFT."""
         scenes = self.task.name != "classification"
         init: Literal["random", "mean"] = (
             "mean" if scenes and self.config.head.init == "class-mean" else "random"
         )
-        head.extend_head(model, self.data.id2label, init=init, seed=self.config.seed)
+        head.extend_head(
+            model, self.data.id2label, init=init, seed=self.config.seed, heads=self.heads
+        )
         swapped = adapters.attach(
             model,
             self.blocks,
@@ -634,6 +668,10 @@ class Run:
         if not self.accelerator.is_main_process:
             return {}
         begin = time.perf_counter()
+        if self.whole_base is not None:  # the base does not train: what trained is put on it
+            trained = artefact.trainable_state(swapped)
+            swapped = self._adapted(self.whole_base)
+            artefact.load_trainable_state(swapped, trained)
         names: dict[Role, list[str]] = {
             role: [self.data.id2label[c] for c in self.data.class_ids.get(role, ())]
             for role in ROLES

@@ -25,7 +25,7 @@ from kswap.models.loading import Loaded, find_task, from_objects, load_base, tas
 from kswap.models.quantised import check_base_weights
 from kswap.objectives import NEEDS_KEPT
 from kswap.plan import Stage, plan
-from kswap.ranks import own_output, world_size
+from kswap.ranks import own_output, own_sharding, world_size
 from kswap.run_folder import (
     RunFolder,
     check_config,
@@ -111,6 +111,7 @@ def swap(
     with (
         interrupts.installed(),
         memory_errors(),
+        own_sharding(),
         disk_errors(f"output {config.output}"),
         own_output(config.output) as own,
         open_run(own) as folder,

@@ -145,6 +145,7 @@ def extend_head(
     seed: int,
     class_means: Mapping[str, Tensor] | None = None,
     base_means: Mapping[str, Tensor] | None = None,
+    heads: Sequence[str] | None = None,
 ) -> None:
     """Append one row for each new class to every head, in place; the config's label maps follow.
 
@@ -160,6 +161,7 @@ def extend_head(
         base_means: For class-mean: head name -> mean feature (in_features,) over images that the
             base
             knows, the centre of the features.
+        heads: From `find_heads`; found again (one more forward) when left out.
 
     Raises:
         ValueError: the map does not extend the model's, or class means are missing or misshapen.
@@ -175,8 +177,7 @@ def extend_head(
         return
     generator = torch.Generator().manual_seed(seed)
     rows: dict[str, tuple[Tensor, Tensor]] = {}
-    heads = find_heads(model)
-    for name in heads:
+    for name in find_heads(model) if heads is None else heads:
         head = _linear(model, name)
         if num_new and init == "random":
             rows[name] = random_rows(num_new, head.in_features, generator)

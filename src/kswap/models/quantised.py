@@ -23,6 +23,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from kswap.errors import UserError
 from kswap.models.loading import Loaded, load_weights
 from kswap.models.structure import FfnBlock
+from kswap.ranks import shards_base
 from kswap.settings import BaseWeights, TrainingConfig
 
 
@@ -35,7 +36,8 @@ def check_base_weights(training: TrainingConfig, device: torch.device, *, in_mem
         in_memory: whether the model was given as an object.
 
     Raises:
-        UserError: there is no GPU, or no bitsandbytes, or the model has no files to read.
+        UserError: there is no GPU, or no bitsandbytes, the base is sharded, or the model has no files
+            to read.
     """
     bits = training.base_weights
     if bits == "fp32":
@@ -49,6 +51,11 @@ def check_base_weights(training: TrainingConfig, device: torch.device, *, in_mem
         raise UserError(
             f"training.base_weights: {bits!r} is meant for a GPU (CUDA or ROCm), and here is none; "
             "take fp32, or add training.device: cpu to have it slowly on the processor"
+        )
+    if shards_base():
+        raise UserError(
+            f"training.base_weights: {bits!r} cannot be sharded; take distributed_type: MULTI_GPU "
+            "in the config file of accelerate, or fp32"
         )
     if in_memory:
         raise UserError(

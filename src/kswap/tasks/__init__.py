@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from kswap.arrays import Confusion, Marks, Unit
 from kswap.data import ImageSet
 from kswap.data.samples import Samples, take
+from kswap.gathering import batches
 from kswap.models.features import Places
 from kswap.objectives import Units
 from kswap.objectives.units import Bank
@@ -210,11 +211,6 @@ def example_batches(images: ImageSet, pixels: Pixels, batch_size: int) -> Iterab
     """Yield a set in batches, in order."""
     for rows in batches(len(images), batch_size):
         yield make_examples(take(images, rows), pixels)
-
-
-def batches(length: int, size: int) -> Iterable[slice]:
-    """Cut range(length) into slices of at most `size`."""
-    return (slice(start, start + size) for start in range(0, length, size))
 
 
 def find(name: str) -> Task:

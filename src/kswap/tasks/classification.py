@@ -12,10 +12,11 @@ from torchmetrics.classification import MulticlassAccuracy
 from kswap.arrays import Confusion, Marks, Unit
 from kswap.data import ImageSet
 from kswap.data.samples import Samples
+from kswap.gathering import in_order
 from kswap.models.head import recorded_head_inputs
 from kswap.objectives import Units, has_role
 from kswap.settings import TermConfig
-from kswap.tasks import Examples, Pixels, Scores, Teacher, View, batches
+from kswap.tasks import Examples, Pixels, Scores, Teacher, View
 
 _KEPT = 3
 """Answers of an image that are kept to be shown."""
@@ -119,10 +120,11 @@ def predict(model: nn.Module, images: Any, *, pixels: Pixels, batch_size: int) -
     """Return logits (images, classes) on the CPU, in fp32, the model in evaluation mode."""
     training = [module for module in model.modules() if module.training]
     model.eval()
-    parts = [
-        model(pixel_values=pixels(images[rows])).logits.float().cpu()
-        for rows in batches(len(images), batch_size)
-    ]
+
+    def answer(rows: slice) -> dict[str, Tensor]:
+        return {"logits": model(pixel_values=pixels(images[rows])).logits.float().cpu()}
+
+    parts = [part["logits"] for part in in_order(len(images), batch_size, answer)]
     for module in training:
         module.training = True
     return torch.cat(parts)

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from kswap.arrays import Unit
 from kswap.data import ImageSet
-from kswap.data.samples import Samples
+from kswap.data.samples import Samples, take
+from kswap.gathering import in_order
 from kswap.models.head import recorded_head_inputs
 from kswap.objectives import Units
 from kswap.settings import TermConfig
-from kswap.tasks import Examples, Pixels, Scores, Teacher, View, example_batches
-from kswap.tasks.answers import detections
+from kswap.tasks import Examples, Pixels, Scores, Teacher, View, make_examples
+from kswap.tasks.answers import Detections, detections
 from kswap.tasks.box_confusion import box_confusion, surely_seen
 from kswap.tasks.coco_map import coco_map
 from kswap.tasks.criteria import Layer, decompose, outputs_only
@@ -128,17 +129,28 @@ class Detection:
         """Return mAP over the role's classes that occur, AP50 and AP75."""
         model.eval()
         kind = loss_kind(model)
-        found = []
-        for examples in example_batches(images, pixels, batch_size):
+
+        def answer(rows: slice) -> dict[str, Tensor]:
+            examples = make_examples(take(images, rows), pixels)
             logits, boxes = outputs_only(model, examples.inputs())
             assert boxes is not None
-            found += detections(
+            answers = detections(
                 logits.float(),
                 boxes.float(),
                 sigmoid=kind.sigmoid,
                 nothing=kind.nothing,
                 num_rows=num_rows,
             )
+            return {
+                name: torch.stack([getattr(one, name) for one in answers]).cpu()
+                for name in ("boxes", "scores", "class_ids")
+            }
+
+        found = [
+            Detections(*fields)
+            for part in in_order(len(images), batch_size, answer)
+            for fields in zip(part["boxes"], part["scores"], part["class_ids"], strict=True)
+        ]
         return replace(
             coco_map(found, images, class_ids=class_ids),
             confusion=box_confusion(found, images, class_ids=class_ids),

@@ -40,6 +40,24 @@ class IoU:
             for other, count in zip(*np.unique(answer[wanted], return_counts=True), strict=True):
                 answered[int(other)] = answered.get(int(other), 0) + int(count)
 
+    @classmethod
+    def together(cls, parts: Sequence[IoU]) -> IoU:
+        """Return the counts of all parts of one set, which count the same classes."""
+        whole = parts[0]
+        for part in parts[1:]:
+            for ours, theirs in (
+                (whole._truth, part._truth),
+                (whole._answered, part._answered),
+                (whole._common, part._common),
+            ):
+                for class_id, count in theirs.items():
+                    ours[class_id] += count
+            for class_id, answers in part._confusion.items():
+                answered = whole._confusion.setdefault(class_id, {})
+                for other, count in answers.items():
+                    answered[other] = answered.get(other, 0) + count
+        return whole
+
     def scores(self) -> Scores:
         """Return the IoU of each class that occurs in the truth, and their mean."""
         per_class = {

@@ -18,12 +18,13 @@ from torch.nn import functional
 
 from kswap.arrays import Marks, Unit
 from kswap.data import ImageSet
-from kswap.data.samples import Samples
+from kswap.data.samples import Samples, take
 from kswap.data.sets import IGNORE, OPEN
+from kswap.gathering import gathered_objects, own_batches
 from kswap.models.head import recorded_head_inputs
 from kswap.objectives import Units
 from kswap.settings import TermConfig
-from kswap.tasks import Examples, Pixels, Scores, Teacher, View, example_batches
+from kswap.tasks import Examples, Pixels, Scores, Teacher, View, make_examples
 from kswap.tasks.answers import semantic_map_from_pixels, semantic_map_from_queries
 from kswap.tasks.criteria import (
     IGNORED,
@@ -128,19 +129,23 @@ class Segmentation:
         """Return the mean IoU over the role's classes that occur, and that of each."""
         model.eval()
         iou = IoU(class_ids, images.covered)
-        wanted, seen, kept = set(keep), 0, []
-        for examples in example_batches(images, pixels, batch_size):
+        wanted, kept = set(keep), {}
+        for rows, counts in own_batches(len(images), batch_size):
+            examples = make_examples(take(images, rows), pixels)
             assert examples.masks is not None
-            for answer, truth in zip(
-                answers(model, examples, num_rows), examples.masks, strict=True
+            found = answers(model, examples, num_rows)
+            if not counts:
+                continue
+            for row, answer, truth in zip(
+                range(rows.start, rows.stop), found, examples.masks, strict=False
             ):
                 iou.update(answer.cpu().numpy(), truth.cpu().numpy())
-                if seen in wanted:
-                    kept.append(
-                        _marks(answer, None if images.sizes is None else images.sizes[seen])
-                    )
-                seen += 1
-        return replace(iou.scores(), kept=tuple(kept))
+                if row in wanted:
+                    kept[row] = _marks(answer, None if images.sizes is None else images.sizes[row])
+        everyones = gathered_objects((iou, kept))
+        kept = {row: marks for _, own in everyones for row, marks in own.items()}
+        scores = IoU.together([counted for counted, _ in everyones]).scores()
+        return replace(scores, kept=tuple(kept[row] for row in sorted(kept)))
 
 
 def _marks(answer: Tensor, size: Any) -> Marks:

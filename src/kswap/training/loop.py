@@ -24,7 +24,7 @@ from kswap.objectives import OBJECTIVES, Units, serves
 from kswap.objectives.consolidation import consolidation
 from kswap.objectives.sparsity import group_lasso, proximal_step
 from kswap.plan import Stage
-from kswap.ranks import rank
+from kswap.ranks import rank, shards_base
 from kswap.settings import SparsityConfig, TermConfig, TrainingConfig
 from kswap.tasks import Examples, Task, View, make_examples
 from kswap.training.analysis import Analysis
@@ -167,7 +167,11 @@ def _backward(
     divisors = trainee.task.divisors(batch.samples, batch.roles, terms, view)
     sums: dict[str, Tensor] = {}
     first, num_ranks = accelerator.process_index, accelerator.num_processes
-    parts = list(batch.split(trainee.training.accumulation * num_ranks))[first::num_ranks]
+    every = list(batch.split(trainee.training.accumulation * num_ranks))
+    parts = every[first::num_ranks]
+    spare = len(parts)
+    if shards_base() and len(parts) < len(every[::num_ranks]):
+        parts.append(every[-1])  # as many forwards and backwards as the others do
     for number, part in enumerate(parts):
         last = number == len(parts) - 1 and accelerator.is_main_process
         with nullcontext() if number == len(parts) - 1 else accelerator.no_sync(trainee.model):
@@ -187,16 +191,34 @@ def _backward(
                     if f"fisher.{name}" in prepared
                 )
                 values["consolidation"] = stage.config.consolidation * held
+            if number >= spare:
+                values = {}
             if values and analysis is not None:
                 analysis.look(values, terms)
-            if values:
-                accelerator.backward(torch.stack(list(values.values())).sum())
+            losses = list(values.values())
+            if shards_base():  # all blocks are put together again, also where no term asks
+                losses += [t.nan_to_num(0, 0, 0).sum() * 0 for t in _outputs(units)]
+            if losses:
+                accelerator.backward(torch.stack(losses).sum())
             for name, value in values.items():
                 sums[name] = sums.get(name, torch.zeros_like(value.detach())) + value.detach()
+    if not sums:
+        for parameter in trainee.moved.parameters:
+            parameter.grad = None
     if num_ranks > 1:
         names = [*terms, "group_lasso", "consolidation"]
         return _over_ranks(accelerator, trainee.moved.parameters, sums, names)
     return sums
+
+
+def _outputs(groups: Sequence[Units]) -> list[Tensor]:
+    """Return what a model's forward has left in its units."""
+    return [
+        tensor
+        for units in groups
+        for tensor in (units.logits, units.own)
+        if tensor is not None and tensor.requires_grad
+    ]
 
 
 def _over_ranks(

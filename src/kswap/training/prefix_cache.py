@@ -23,15 +23,16 @@ from torch import Tensor
 from kswap.data import ImageSet
 from kswap.data.samples import take
 from kswap.data.sets import Boxes
+from kswap.gathering import gathered_objects, in_order
 from kswap.models.prefix import Kept, Prefix, Trial, find_prefix
 from kswap.plan import Stage
 from kswap.settings import ROLES, Role
-from kswap.tasks import Examples, batches, make_examples
+from kswap.tasks import Examples, make_examples
 from kswap.training.augment import Kind, make_change
 from kswap.training.loop import Trainee, set_modes
 from kswap.training.streams import Source
 
-_TEACHER = "teacher."
+_TEACHER, _CHANGED = "teacher.", "changed."
 _TRIAL = 3
 """Images that a prefix is looked for on, and as many to check it on."""
 
@@ -171,7 +172,7 @@ def cached_sources(
     views = settings.num_views if settings.augment != "none" else 1
     count = sum(len(source.images) for role, source in sources.items() if role not in cache.sources)
     size = cache.prefix.bytes_per_image * count * views
-    room = shutil.disk_usage(folder.parent).free
+    room = min(gathered_objects(shutil.disk_usage(folder.parent).free))
     in_memory = size <= settings.memory_limit_bytes
     if not in_memory and size > min(room, settings.disk_limit_bytes):
         on_note(
@@ -241,14 +242,34 @@ class _Changed:
     masks: list[Any] = field(default_factory=list)
     boxes: list[Boxes] = field(default_factory=list)
 
-    def add(self, examples: Examples) -> None:
-        if examples.masks is not None:
-            self.masks.append(examples.masks.cpu().numpy().astype(np.int16))
-        if examples.boxes is not None:
-            assert examples.box_ids is not None
-            assert examples.crowd is not None
-            every = zip(examples.boxes, examples.box_ids, examples.crowd, strict=True)
-            self.boxes += [Boxes(*(part.cpu().numpy() for part in parts)) for parts in every]
+    def add(self, part: Kept) -> None:
+        """Take what `_annotations` laid down out of a part."""
+        found = {
+            n.removeprefix(_CHANGED): part.pop(n) for n in list(part) if n.startswith(_CHANGED)
+        }
+        if "masks" in found:
+            self.masks.append(found["masks"].numpy())
+        if "counts" in found:
+            counts = found["counts"].tolist()
+            names = ("boxes", "box_ids", "crowd")
+            fields = (torch.split(found[name], counts) for name in names)
+            every = zip(*fields, strict=True)
+            self.boxes += [Boxes(*(one.numpy() for one in image)) for image in every]
+
+
+def _annotations(examples: Examples) -> Kept:
+    """Return masks and boxes of augmented images; those of several images end to end."""
+    found: Kept = {}
+    if examples.masks is not None:
+        found[f"{_CHANGED}masks"] = examples.masks.to(torch.int16)
+    if examples.boxes is not None:
+        assert examples.box_ids is not None
+        assert examples.crowd is not None
+        found[f"{_CHANGED}counts"] = torch.tensor([len(boxes) for boxes in examples.boxes])
+        found[f"{_CHANGED}boxes"] = torch.cat(examples.boxes)
+        found[f"{_CHANGED}box_ids"] = torch.cat(examples.box_ids)
+        found[f"{_CHANGED}crowd"] = torch.cat(examples.crowd)
+    return found
 
 
 def _recorded(
@@ -263,22 +284,30 @@ def _recorded(
     """Yield, batch by batch, the outputs of the prefix on a view, and the base's answers to it."""
     task, model = trainee.task, trainee.model
     change = None
-    for number, rows in enumerate(batches(len(images), settings.batch_size)):
+
+    def compute(rows: slice) -> Kept:
+        nonlocal change
         examples = make_examples(take(images, rows), trainee.pixels)
+        annotations: Kept = {}
         if settings.augment != "none":
             if change is None:
                 size = (examples.pixels.shape[-2], examples.pixels.shape[-1])
                 change = make_change(settings.augment, size, flip=float(seed[-1] % 2))
             assert change is not None
+            number = rows.start // settings.batch_size
             torch.manual_seed(int(np.random.default_rng((*seed, number)).integers(2**62)))
             examples = change(examples)
-            changed.add(examples)
+            annotations = _annotations(examples)
         part = _of_batch(trainee, prefix, examples)
         if trainee.teach_now:
             with torch.no_grad(), trainee.accelerator.autocast(), trainee.as_base():
                 taught = task.teach(model, examples, num_base=num_base)
             part |= {f"{_TEACHER}{name}": kept for name, kept in taught.items()}
-        yield {name: kept.cpu() for name, kept in part.items()}
+        return {name: kept.cpu() for name, kept in (part | annotations).items()}
+
+    for part in in_order(len(images), settings.batch_size, compute):
+        changed.add(part)
+        yield part
 
 
 def _of_batch(trainee: Trainee, prefix: Prefix, examples: Examples) -> Kept:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from kswap.data import ImageSet
+from kswap.gathering import interleaved
 from kswap.plan import Stage
 from kswap.settings import Role
 from kswap.training.loop import Trainee
@@ -81,11 +82,14 @@ class Prefixes:
             return
         with self.cache.prefix.listening(model) as heard:
             yield
-        self.cache.heard[role] = joined(heard)
+        self.cache.heard[role] = joined(interleaved(heard))
 
     @contextmanager
     def scoring_base(self, model: Any) -> Iterator[None]:
-        """Within the context the bare base runs once over the test images."""
+        """Within the context the bare base runs once over the test images.
+
+        Of several processes each keeps what it scores, which is the same at every stage.
+        """
         if self.cache is None:
             yield
             return

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from kswap.data import ImageSet
+from kswap.data.samples import take
 from kswap.errors import UserError
+from kswap.gathering import Part, in_order
 from kswap.models.features import Places, recorded_features
 from kswap.objectives import NEEDS_BASE
 from kswap.plan import Stage
 from kswap.settings import Role
-from kswap.tasks import Pixels, Task, Teacher, example_batches
+from kswap.tasks import Pixels, Task, Teacher, example_batches, make_examples
 
 Features = dict[str, tuple[Tensor, Tensor]]
 """Head -> features (units, size) and class ids (units,), -1 for a unit without a class."""
@@ -67,34 +69,36 @@ def observe(
         UserError: those at `places` need more than `limit_bytes`.
     """
     model.eval()
-    answers: list[Teacher] = []
-    features: list[Features] = []
-    inside: list[dict[str, Tensor]] = []
-    for examples in example_batches(images, pixels, batch_size):
+
+    def look(rows: slice) -> Part:
+        examples = make_examples(take(images, rows), pixels)
         with recorded_features(model, places) as recorded:
             taught, found = task.features(model, examples, heads)
-        answers.append({name: kept.cpu() for name, kept in taught.items()})
-        features.append({name: (f.cpu(), c.cpu()) for name, (f, c) in found.items()})
-        inside.append({name: f.float().cpu() for name, f in recorded.items()})
-        size = sum(f.nbytes for f in inside[0].values()) // len(examples)
-        if limit_bytes is not None and len(inside) == 1 and size * len(images) > limit_bytes:
+        part = {f"answers {name}": kept for name, kept in taught.items()}
+        part |= {f"features {name}": units for name, (units, _) in found.items()}
+        part |= {f"classes {name}": class_ids for name, (_, class_ids) in found.items()}
+        part |= {f"inside {name}": place.float() for name, place in recorded.items()}
+        return {name: tensor.cpu() for name, tensor in part.items()}
+
+    parts = []
+    for part in in_order(len(images), batch_size, look):
+        parts.append(part)
+        size = sum(f.nbytes // len(f) for f in _named("inside", part).values())
+        if limit_bytes is not None and len(parts) == 1 and size * len(images) > limit_bytes:
             raise UserError(
                 f"data.memory_limit_bytes: {limit_bytes} is too little for the base model's "
                 f"features of {len(images)} images ({size * len(images)} bytes); name fewer "
                 "layers in the terms, use a smaller fraction of the images, or raise it"
             )
-    in_heads = {
-        name: (
-            torch.cat([part[name][0] for part in features]),
-            torch.cat([part[name][1] for part in features]),
-        )
-        for name in features[0]
-    }
-    return _joined(answers), in_heads, _joined(inside)
+    whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    class_ids = _named("classes", whole)
+    in_heads = {name: (f, class_ids[name]) for name, f in _named("features", whole).items()}
+    return _named("answers", whole), in_heads, _named("inside", whole)
 
 
-def _joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+def _named(kind: str, part: Part) -> dict[str, Tensor]:
+    """Return the tensors of one kind."""
+    return {n.removeprefix(f"{kind} "): t for n, t in part.items() if n.startswith(f"{kind} ")}
 
 
 def class_means(
