@@ -36,8 +36,8 @@ def check_base_weights(training: TrainingConfig, device: torch.device, *, in_mem
         in_memory: whether the model was given as an object.
 
     Raises:
-        UserError: there is no GPU, or no bitsandbytes, the base is sharded, or the model has no files
-            to read.
+        UserError: there is no GPU, or no bitsandbytes, the base is sharded, or the model has no
+            files to read.
     """
     bits = training.base_weights
     if bits == "fp32":

@@ -300,7 +300,7 @@ def _teacher(
     trainee: Trainee, part: Batch, examples: Examples, num_base: int, places: Places
 ) -> dict[str, Tensor] | None:
     """Return what the base model answers: kept, or, where that is not possible, computed now."""
-    if part.untaught is not None and part.untaught.any():
+    if part.untaught is not None and (part.untaught.any() or shards_base()):
         return _completed(trainee, part, num_base, places)
     if part.teacher is not None:
         device = examples.pixels.device
@@ -321,10 +321,14 @@ def _completed(
     """
     assert part.untaught is not None
     rows = part.untaught.nonzero()[:, 0]
-    examples = make_examples(part.samples.rows(rows.numpy()), trainee.pixels)
+    # A sharded base wants the same number of forwards of every process: one that has nothing to
+    # ask asks about any image and takes no answer.
+    asked = rows if len(rows) else torch.zeros(1, dtype=torch.long)
+    examples = make_examples(part.samples.rows(asked.numpy()), trainee.pixels)
     with trainee.as_base(), recorded_features(trainee.model, places) as inside:
         taught = trainee.task.teach(trainee.model, examples, num_base=num_base)
     taught = {**taught, **{name: found.float() for name, found in inside.items()}}
+    taught = {name: answers[: len(rows)] for name, answers in taught.items()}
     whole = {}
     for name in {**(part.teacher or {}), **taught}:
         answers = taught.get(name)
