@@ -66,6 +66,7 @@ class SwapConfig(Frozen):
         "lwf",
         "ewc",
         "task-arithmetic",
+        "ssd",
     ] = "default"
     """Values for what is not given; see kswap.presets. All but the first three are for
     classification."""

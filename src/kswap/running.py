@@ -52,6 +52,7 @@ from kswap.training.checkpoint import (
     prune,
     save_checkpoint,
 )
+from kswap.training.dampening import dampen
 from kswap.training.depth import narrowed, num_frozen_as_said, num_frozen_blocks
 from kswap.training.device import peak_memory_bytes
 from kswap.training.events import EventLog
@@ -283,19 +284,18 @@ class Run:
         teachers: Mapping[Role, Teacher],
         tensors: Mapping[str, Tensor],
     ) -> None:
-        """Train one stage from where it stands, check that everything moved, score, checkpoint."""
+        """Train one stage from where it stands, score, checkpoint."""
         sets = {role: splits["train"] for role, splits in self.data.sets.items()}
         sources = {role: Source(images, teachers.get(role)) for role, images in sets.items()}
         if self.position.step == 0 and self._first_to_learn(stage):
             self._initialise_rows(swapped, stage)
         events = self._events()
+        done: dict[str, Any] = {}
         try:
-            with fused_adapters(swapped):
-                num_steps, before, seconds = self._train(stage, trainee, sources, tensors, events)
-            begin = time.perf_counter() - seconds
-            adapters.check_moved(before, swapped, stage=stage.name, num_steps=num_steps)
-            if stage.config.negate is not None:
-                adapters.negate(swapped, before, stage.config.negate)
+            if stage.config.dampening is not None:
+                num_steps, done = 0, {"dampening": self._dampen(stage, trainee, sources)}
+            else:
+                num_steps = self._trained(stage, trainee, swapped, sources, tensors, events)
             if stage.index == len(self.stages) and stage.knows_learned:
                 lower_new_rows(
                     swapped,
@@ -304,17 +304,53 @@ class Run:
                     num_new=len(self.data.class_ids["learn"]),
                     nats=self.config.head.margin,
                 )
-            self._spent(f"train {stage.name}", begin)
             num_rows = (
                 len(self.data.id2label) if stage.knows_learned else self.data.num_base_classes
             )
-            self.position.stages.append(self._scored(stage.name, swapped, num_rows))
+            self.position.stages.append(self._scored(stage.name, swapped, num_rows) | done)
             self.position.total_steps += num_steps
             self.position.stage, self.position.step = stage.index + 1, 0
             self._checkpoint(trainee, events)
         finally:
             events.close()
             narrowed(trainee, 0)
+
+    def _trained(
+        self,
+        stage: Stage,
+        trainee: Trainee,
+        swapped: Any,
+        sources: Mapping[Role, Source],
+        tensors: Mapping[str, Tensor],
+        events: EventLog,
+    ) -> int:
+        """Do the steps of a stage, check that everything moved, and return their number."""
+        with fused_adapters(swapped):
+            num_steps, before, seconds = self._train(stage, trainee, sources, tensors, events)
+        begin = time.perf_counter() - seconds
+        adapters.check_moved(before, swapped, stage=stage.name, num_steps=num_steps)
+        if stage.config.negate is not None:
+            adapters.negate(swapped, before, stage.config.negate)
+        self._spent(f"train {stage.name}", begin)
+        return num_steps
+
+    def _dampen(
+        self, stage: Stage, trainee: Trainee, sources: Mapping[Role, Source]
+    ) -> dict[str, float | int]:
+        """Do a stage that takes no step, and return what results.json says of it."""
+        begin = time.perf_counter()
+        streams = Streams(stage, {r: [s] for r, s in sources.items()}, seed=self.config.seed)
+        narrow = narrowed(trainee, num_frozen_blocks(trainee, stage, streams))
+        with progress(f"stage {stage.name}") as report:
+            found = dampen(narrow, stage, sources, report)
+        self.prefixes.drop()
+        self._spent(f"train {stage.name}", begin)
+        self.on_note(
+            f"stage {stage.name}: {found.num_dampened:,} of {found.num_weights:,} weights are "
+            f"dampened; rank {self.config.adapter.rank} holds {100 * found.kept:.1f} % of the "
+            "squared norm of what that changes in the layers"
+        )
+        return found.record()
 
     def _train(
         self,

@@ -301,6 +301,19 @@ class OptimiserConfig(Frozen):
     """Maximum norm of the gradient; None: no clipping."""
 
 
+class DampeningConfig(Frozen):
+    """Selective synaptic dampening (SSD): weights are shrunk instead of trained."""
+
+    selection: Positive = 10.0
+    """Alpha: a weight is dampened where its importance to what is to be forgotten is more than so
+    many times that to what is kept. Source: 10 for ResNet-18, 5 for ViT."""
+    strength: Positive = 1.0
+    """Lambda: a dampened weight is multiplied by this times the ratio of both importances, by 1 at
+    most. Source: 1."""
+    images: Annotated[int, Field(ge=1)] = 256
+    """Images of each role, evenly spaced, that the importances are means over, one at a time."""
+
+
 class StageConfig(Frozen):
     """One kind of stage."""
 
@@ -334,6 +347,9 @@ class StageConfig(Frozen):
     negate: Positive | None = None
     """Task arithmetic: what the stage did to the layers is taken off again so many times after it,
     that is, W_before - negate · (W_after - W_before), at the adapter's rank. None: it stays."""
+    dampening: DampeningConfig | None = None
+    """The stage takes no step: SSD shrinks the weights of the adapted linears, as the nearest
+    change of the adapter's rank, and the rows of the head that train. None: the stage trains."""
 
     @model_validator(mode="after")
     def _anchor_is_a_stream(self) -> StageConfig:
@@ -341,6 +357,20 @@ class StageConfig(Frozen):
             raise ValueError(
                 f"anchor {self.anchor!r} is no stream of this stage; "
                 f"take one of {', '.join(self.streams)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _dampening_is_alone(self) -> StageConfig:
+        trains = {
+            "negate": self.negate is not None,
+            "saliency": self.saliency is not None,
+            "consolidation": self.consolidation > 0,
+        }
+        for name in (name for name, asked in trains.items() if asked and self.dampening):
+            raise ValueError(
+                f"a stage with dampening takes no step, so that {name} has no meaning; "
+                f"leave {name} or dampening out"
             )
         return self
 

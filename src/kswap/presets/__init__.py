@@ -5,14 +5,14 @@
 `retain-free`  `default` without any retain image in training
 `deep`         `default`, and forgetting below the answer (classification)
 
-and those of methods to compare with (`baselines.py`, classification).
+and those of methods to compare with (`baselines.py`, classification; `ssd` for every task).
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from kswap.presets.baselines import BASELINES
+from kswap.presets.baselines import BASELINES, SSD, SSD_SCENES
 from kswap.presets.deep import DEEP
 from kswap.presets.default import DEFAULT, DEFAULT_SCENES, RETAIN_FREE, RETAIN_FREE_SCENES
 from kswap.presets.paper import PAPER, PAPER_DETECTION, PAPER_SEGMENTATION
@@ -35,5 +35,6 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "deep": {"classification": DEEP},
     **{name: {"classification": values} for name, values in BASELINES.items()},
+    "ssd": {"classification": SSD, "segmentation": SSD_SCENES, "detection": SSD_SCENES},
 }
 """Preset -> task -> values."""
