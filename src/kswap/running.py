@@ -42,6 +42,7 @@ from kswap.run_folder import RunFolder, write_results
 from kswap.settings import ROLES, Role, Split
 from kswap.signals import Interrupts
 from kswap.tasks import Scores, Task, Teacher, View, roles_of_rows
+from kswap.tasks.inside import num_slots
 from kswap.training.analysis import Analysis, write_figures
 from kswap.training.augment import make_change
 from kswap.training.checkpoint import (
@@ -56,7 +57,15 @@ from kswap.training.dampening import dampen
 from kswap.training.depth import narrowed, num_frozen_as_said, num_frozen_blocks
 from kswap.training.device import peak_memory_bytes
 from kswap.training.events import EventLog
-from kswap.training.informing import Asked, asked, bank_of, draws, places_of, sees_without
+from kswap.training.informing import (
+    Asked,
+    asked,
+    bank_of,
+    check_bank,
+    draws,
+    places_of,
+    sees_without,
+)
 from kswap.training.loop import Trainee, enable_checkpointing, train_stage
 from kswap.training.optimiser import (
     Trainables,
@@ -96,6 +105,7 @@ class Run:
     base_features: dict[Role, Features] = field(default_factory=dict)
     asked: Asked = field(default_factory=Asked)
     bank: Bank | None = None
+    num_slots: int = 0
     blocks: tuple[structure.FfnBlock, ...] = ()
     prefixes: Prefixes = field(init=False)
 
@@ -123,6 +133,8 @@ class Run:
         self.asked = asked(
             self.stages, self.task, sets=self.data.sets, heads=self.heads, blocks=blocks
         )
+        if self.asked.places and not self.task.units_are_images:
+            self.num_slots = num_slots([splits["train"] for splits in self.data.sets.values()])
         self.prefixes.begin(
             lambda: self._probe(copy.deepcopy(model)),
             self.stages[0],
@@ -247,6 +259,7 @@ class Run:
             views={stage.name: self._view(stage) for stage in self.stages},
             teach_now=self.teach_now,
             as_base=lambda: adapters.without_adapter(model),
+            base_places=self._base_places,
             groups=groups,
             moved=Trainables(
                 adapter=[(n, p) for n, p in named if "lora_" in n],
@@ -272,6 +285,7 @@ class Run:
             forgotten=(forgotten if stage.forgets else before).to(device),
             places=places_of(stage, self.asked.places),
             bank=self.bank,
+            num_slots=self.num_slots,
             draws=draws(stage),
             as_if_absent=sees_without(stage, self.task),
         )
@@ -509,7 +523,13 @@ class Run:
             limit = self.config.data.memory_limit_bytes
             kept = [images for role, images in sets.items() if role in needed]
             self.teach_now = self.config.data.augment != "none" or not answers_fit(
-                model, self.task, kept, self._pixels, limit_bytes=limit
+                model,
+                self.task,
+                kept,
+                self._pixels,
+                limit_bytes=limit,
+                places=self._base_places,
+                num_slots=self.num_slots,
             )
         needed = set() if self.teach_now else needed
         starts_rows = self.config.head.init == "class-mean" and "learn" in first.target
@@ -532,6 +552,7 @@ class Run:
                 num_base=self.data.num_base_classes,
                 device=self.accelerator.device,
             )
+            check_bank(self.bank, self.asked)
         self._spent("base outputs", begin)
         return teachers
 
@@ -546,8 +567,15 @@ class Run:
             self._pixels,
             batch_size=self.config.training.eval_batch_size,
             places=places,
+            num_slots=self.num_slots,
             limit_bytes=self.config.data.memory_limit_bytes,
         )
+
+    @property
+    def _base_places(self) -> Places:
+        """Where the base's features of units of scenes are kept."""
+        asks = bool(self.asked.own) and not self.task.units_are_images
+        return self.asked.places if asks else _NOWHERE
 
     def _scored(self, name: str, model: Any, num_rows: int) -> dict[str, Any]:
         begin = time.perf_counter()

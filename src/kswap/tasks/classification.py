@@ -12,6 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from kswap.arrays import Confusion, Marks, Unit
 from kswap.data import ImageSet
 from kswap.data.samples import Samples
+from kswap.models.features import Places, Tokens
 from kswap.models.head import recorded_head_inputs
 from kswap.objectives import Units, has_role
 from kswap.settings import TermConfig
@@ -27,6 +28,7 @@ class Classification:
     name = "classification"
     score_name = "top1"
     counts: Unit = "images"
+    units_are_images = True
     new_rows_lead = True
     teacher_sees_views = False
 
@@ -44,6 +46,18 @@ class Classification:
                 base_logits=None if teacher is None else teacher["logits"],
             )
         ]
+
+    def inside(
+        self,
+        model: nn.Module,
+        tokens: Tokens,
+        examples: Examples,
+        taught: Teacher,
+        places: Places,
+        num_slots: int,
+    ) -> Teacher:
+        """A unit is an image: its features are recorded pooled."""
+        return {}
 
     def divisors(
         self, samples: Samples, roles: Tensor, terms: Mapping[str, TermConfig], view: View
