@@ -304,13 +304,15 @@ class OptimiserConfig(Frozen):
 class DampeningConfig(Frozen):
     """Selective synaptic dampening (SSD): weights are shrunk instead of trained."""
 
-    selection: Positive = 10.0
+    selection: Positive = 100.0
     """Alpha: a weight is dampened where its importance to what is to be forgotten is more than so
-    many times that to what is kept. Source: 10 for ResNet-18, 5 for ViT."""
+    many times that to what is kept. Chosen on validation images of the classification demo
+    (LOG.md, 2026-11-24). Source: 10 for ResNet-18, 5 for ViT, where all training images stand for
+    what is kept, those to be forgotten among them."""
     strength: Positive = 1.0
     """Lambda: a dampened weight is multiplied by this times the ratio of both importances, by 1 at
     most. Source: 1."""
-    images: Annotated[int, Field(ge=1)] = 256
+    images: Annotated[int, Field(ge=1)] = 100
     """Images of each role, evenly spaced, that the importances are means over, one at a time."""
 
 

@@ -24,7 +24,8 @@ def low_rank(
 
     Args:
         wanted: W.
-        rank: of A and B; columns and rows beyond the smaller side of W are 0.
+        rank: of A and B. What W does not need of it is left as LoRA begins: B is 0 there, A is not,
+            but for rows beyond the smaller side of W.
         importance: of each weight, not negative; a Fisher information.
     """
     full = wanted.double()
@@ -37,10 +38,16 @@ def low_rank(
     down = full.new_zeros(rank, full.shape[1])
     up[:, :size] = left[:, :size] * singular[:size] / rows[:, None]
     down[:size] = right[:size] / columns
-    norms = up.norm(dim=0), down.norm(dim=1)
-    balance = (norms[1] / norms[0].clamp_min(torch.finfo(full.dtype).tiny)).sqrt()
-    balance = balance.where((norms[0] > 0) & (norms[1] > 0), 1.0)
-    return (down / balance[:, None]).to(wanted), (up * balance).to(wanted)
+    empty = torch.ones(rank, dtype=torch.bool, device=full.device)
+    empty[:size] = singular[:size] <= torch.finfo(torch.float32).eps * singular[0]
+    up[:, empty] = 0.0
+    norms = up.norm(dim=0), down.norm(dim=1).clamp_min(torch.finfo(full.dtype).tiny)
+    # Equally large; where B has nothing to say A has rows of length 1, from which it can learn.
+    size_of_row = torch.where(empty, 1.0, (norms[0] * norms[1]).sqrt())
+    return (
+        (down * (size_of_row / norms[1])[:, None]).to(wanted),
+        (up * (size_of_row / norms[0].where(~empty, 1.0))).to(wanted),
+    )
 
 
 _LEAST = 1e-3

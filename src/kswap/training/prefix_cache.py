@@ -115,7 +115,12 @@ def look_for_prefix(
     def blank(examples: Examples, value: float) -> Examples:
         return replace(examples, pixels=torch.full_like(examples.pixels, value))
 
-    read = {block.name for number, block in view.places.blocks if not _trains(trainee, block.name)}
+    read = {  # by terms of any stage: a later one may go on with this prefix
+        block.name
+        for other in trainee.views.values()
+        for _, block in other.places.blocks
+        if not _trains(trainee, block.name)
+    }
     trial = Trial(answers, blank, _TRIAL, first, fewer, others)
     return find_prefix(bare(trainee), outer_modules(trainee, blocks), trial, read=read)
 
