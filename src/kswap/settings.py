@@ -252,10 +252,10 @@ class TermConfig(Frozen):
     """Softmax temperature of the distillation objectives; of `class_mean_head` that of its cosines,
     divided by 10."""
     layers: Annotated[tuple[Layer, ...], BeforeValidator(_as_layers)] = ("head",)
-    """Where the objectives on features look (classification): `head`, what the head receives; a
-    number from 0 to 1, the output of the block at that share of the depth (1: the last block), its
-    first token and the mean of its tokens; `all`, the head and every block. The loss is the mean
-    over the places."""
+    """Where the objectives on features look: `head`, what the head receives; a number from 0 to 1,
+    the output of the block at that share of the depth (1: the last block), its first token and the
+    mean of its tokens (segmentation and detection: the mean of those under a region or box, or the
+    query nearest to it); `all`, the head and every block. The loss is the mean over the places."""
     whiten: bool = False
     """Whether features are first whitened by the base's covariance within classes on the training
     images, so that directions that hardly vary count as much as those that do, as they do for a

@@ -174,8 +174,8 @@ EWC: dict[str, Any] = {
 
 # Foster et al. 2024: weights whose Fisher information on what is to be forgotten is large beside
 # that on the rest are shrunk; nothing trains. Streams say whose images are looked at, terms whose
-# loss it is of. Lambda is theirs; alpha, 10 there, is what their criterion becomes where images to be
-# forgotten are not among those that stand for what is kept (LOG.md, 2026-11-24).
+# loss it is of. Lambda is theirs; alpha, 10 there, was chosen on validation images of the demo for
+# a rest without the images to be forgotten (LOG.md, 2026-11-24).
 _DAMPENING = {"dampening": {"selection": 100.0, "strength": 1.0}}
 
 
