@@ -133,6 +133,7 @@ def test_where_the_rank_suffices_the_layers_are_dampened_as_the_equation_says(va
     monkeypatch.setattr("kswap.running.dampen", looking)
     results, _ = swap(values, dampening={"selection": 2.0, "strength": 0.5})
     assert results["stages"][-1]["dampening"]["held_by_rank"] == pytest.approx(1.0, abs=1e-4)
+    assert (Path(values["output"]) / "report.html").is_file()  # of a run without a step
 
 
 def test_importances_are_mean_squared_gradients_of_single_images(values, monkeypatch):
