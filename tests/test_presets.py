@@ -148,3 +148,18 @@ def test_a_layer_that_is_none_is_said_in_one_line(values, layers):
     terms = {"spread": {"roles": ["forget"], "objective": "dispersion", "layers": layers}}
     with pytest.raises(UserError, match=r"layers.*is no place; take head, all, or a share"):
         SwapConfig.from_mapping({**values, "stages": with_terms(values, terms)})
+
+
+def test_blocks_that_a_later_stage_looks_at_are_kept_with_the_prefix(values):
+    """Of the stage before, which looks at nothing but has the same depth."""
+    stages = with_terms(values, {"own": LOOKING["own"] | {"layers": ["head", 0.5, 1.0]}, **FORGET})
+    stages = {kind: {**stage, "depth": "last-1"} for kind, stage in stages.items()}
+    terms = []
+    for cached in (True, False):
+        training = {**values["training"], "prefix_cache": cached}
+        lines = events(run(values, f"kept-{cached}", stages=stages, training=training))
+        terms.append([value for line in lines for _, value in sorted(line["terms"].items())])
+    assert terms[0] == pytest.approx(terms[1], rel=1e-4)
+
+
+FORGET = {"forget": {"roles": ["forget"], "objective": "masked_distillation"}}

@@ -66,9 +66,10 @@ class SwapConfig(Frozen):
         "lwf",
         "ewc",
         "task-arithmetic",
+        "ssd",
     ] = "default"
-    """Values for what is not given; see kswap.presets. All but the first three are for
-    classification."""
+    """Values for what is not given; see kswap.presets. The first four and `ssd` are for every task,
+    the others for classification."""
     output: Path = Path("runs/swap")
     """Run folder."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0

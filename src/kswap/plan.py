@@ -90,9 +90,26 @@ def plan(config: SwapConfig) -> tuple[Stage, ...]:
                 f"stages.{kind}.negate: {settings.negate} would also turn round what the stage "
                 f"learns; take a stage F of its own, such as order LF instead of {config.order!r}"
             )
+        if settings.dampening is not None:
+            _check_dampening(kind, target, settings)
         stages.append(Stage(index, kind, target, protected, settings))
         done += [role for role in target if role not in done]
     return tuple(stages)
+
+
+def _check_dampening(kind: StageKind, target: tuple[Role, ...], settings: StageConfig) -> None:
+    """Raise where a stage that shrinks weights has something to learn, or nothing to keep."""
+    if "learn" in target:
+        raise UserError(
+            f"stages.{kind}.dampening: a stage that learns cannot be dampening alone; leave it "
+            "out, or take a stage F of its own, such as order LF"
+        )
+    if not any(set(term.roles) - {"forget"} for term in settings.terms.values()):
+        raise UserError(
+            f"stages.{kind}.dampening: it compares what matters to the classes to forget with what "
+            "matters to the others, but no term has images of these; add a 'retain:' source and a "
+            "term for it"
+        )
 
 
 def _active(

@@ -46,6 +46,7 @@ from kswap.run_folder import RunFolder, write_results
 from kswap.settings import ROLES, Role, Split
 from kswap.signals import Interrupts
 from kswap.tasks import Scores, Task, Teacher, View, roles_of_rows
+from kswap.tasks.inside import num_slots
 from kswap.training.analysis import Analysis, write_figures
 from kswap.training.augment import make_change
 from kswap.training.checkpoint import (
@@ -56,10 +57,19 @@ from kswap.training.checkpoint import (
     prune,
     save_checkpoint,
 )
+from kswap.training.dampening import dampen
 from kswap.training.depth import narrowed, num_frozen_as_said, num_frozen_blocks
 from kswap.training.device import peak_memory_bytes
 from kswap.training.events import EventLog
-from kswap.training.informing import Asked, asked, bank_of, draws, places_of, sees_without
+from kswap.training.informing import (
+    Asked,
+    asked,
+    bank_of,
+    check_bank,
+    draws,
+    places_of,
+    sees_without,
+)
 from kswap.training.loop import Trainee, enable_checkpointing, train_stage
 from kswap.training.optimiser import (
     Trainables,
@@ -99,6 +109,7 @@ class Run:
     base_features: dict[Role, Features] = field(default_factory=dict)
     asked: Asked = field(default_factory=Asked)
     bank: Bank | None = None
+    num_slots: int = 0
     blocks: tuple[structure.FfnBlock, ...] = ()
     prefixes: Prefixes = field(init=False)
     whole_base: Any = None
@@ -131,6 +142,8 @@ class Run:
         self.asked = asked(
             self.stages, self.task, sets=self.data.sets, heads=self.heads, blocks=blocks
         )
+        if self.asked.places and not self.task.units_are_images:
+            self.num_slots = num_slots([splits["train"] for splits in self.data.sets.values()])
         said = num_frozen_as_said(self.stages[0], len(blocks))
         self.prefixes.begin(
             lambda: self._probe(copy.deepcopy(model)),
@@ -303,6 +316,7 @@ class Run:
             views={stage.name: self._view(stage) for stage in self.stages},
             teach_now=self.teach_now,
             as_base=lambda: adapters.without_adapter(model),
+            base_places=self._base_places,
             groups=groups,
             moved=Trainables(
                 adapter=[(n, p) for n, p in named if "lora_" in n],
@@ -328,6 +342,7 @@ class Run:
             forgotten=(forgotten if stage.forgets else before).to(device),
             places=places_of(stage, self.asked.places),
             bank=self.bank,
+            num_slots=self.num_slots,
             draws=draws(stage),
             as_if_absent=sees_without(stage, self.task),
         )
@@ -340,18 +355,17 @@ class Run:
         teachers: Mapping[Role, Teacher],
         tensors: Mapping[str, Tensor],
     ) -> None:
-        """Train one stage from where it stands, check that everything moved, score, checkpoint."""
+        """Train one stage from where it stands, score, checkpoint."""
         sources = self._sources(stage, teachers)
         if self.position.step == 0 and self._first_to_learn(stage):
             self._initialise_rows(swapped, stage)
         events = self._events()
+        done: dict[str, Any] = {}
         try:
-            with fused_adapters(swapped):
-                num_steps, before, seconds = self._train(stage, trainee, sources, tensors, events)
-            begin = time.perf_counter() - seconds
-            adapters.check_moved(before, swapped, stage=stage.name, num_steps=num_steps)
-            if stage.config.negate is not None:
-                adapters.negate(swapped, before, stage.config.negate)
+            if stage.config.dampening is not None:
+                num_steps, done = 0, {"dampening": self._dampen(stage, trainee, sources)}
+            else:
+                num_steps = self._trained(stage, trainee, swapped, sources, tensors, events)
             if stage.index == len(self.stages) and stage.knows_learned:
                 lower_new_rows(
                     swapped,
@@ -360,11 +374,10 @@ class Run:
                     num_new=len(self.data.class_ids["learn"]),
                     nats=self.config.head.margin,
                 )
-            self._spent(f"train {stage.name}", begin)
             num_rows = (
                 len(self.data.id2label) if stage.knows_learned else self.data.num_base_classes
             )
-            self.position.stages.append(self._scored(stage.name, swapped, num_rows))
+            self.position.stages.append(self._scored(stage.name, swapped, num_rows) | done)
             self.position.total_steps += num_steps
             self.position.stage, self.position.step = stage.index + 1, 0
             self._checkpoint(trainee, events)
@@ -390,6 +403,43 @@ class Run:
         for stage in self.stages if self.data.streamed else ():
             sources = {role: [source] for role, source in self._sources(stage, {}).items()}
             Streams(stage, sources, seed=self.config.seed)
+
+    def _trained(
+        self,
+        stage: Stage,
+        trainee: Trainee,
+        swapped: Any,
+        sources: Mapping[Role, Source],
+        tensors: Mapping[str, Tensor],
+        events: EventLog,
+    ) -> int:
+        """Do the steps of a stage, check that everything moved, and return their number."""
+        with fused_adapters(swapped):
+            num_steps, before, seconds = self._train(stage, trainee, sources, tensors, events)
+        begin = time.perf_counter() - seconds
+        adapters.check_moved(before, swapped, stage=stage.name, num_steps=num_steps)
+        if stage.config.negate is not None:
+            adapters.negate(swapped, before, stage.config.negate)
+        self._spent(f"train {stage.name}", begin)
+        return num_steps
+
+    def _dampen(
+        self, stage: Stage, trainee: Trainee, sources: Mapping[Role, Source]
+    ) -> dict[str, float | int]:
+        """Do a stage that takes no step, and return what results.json says of it."""
+        begin = time.perf_counter()
+        streams = Streams(stage, {r: [s] for r, s in sources.items()}, seed=self.config.seed)
+        narrow = narrowed(trainee, num_frozen_blocks(trainee, stage, streams))
+        with progress(f"stage {stage.name}") as report:
+            found = dampen(narrow, stage, sources, report)
+        self.prefixes.drop()
+        self._spent(f"train {stage.name}", begin)
+        self.on_note(
+            f"stage {stage.name}: {found.num_dampened:,} of {found.num_weights:,} weights are "
+            f"dampened; rank {self.config.adapter.rank} holds {100 * found.kept:.1f} % of the "
+            "squared norm of what that changes in the layers"
+        )
+        return found.record()
 
     def _train(
         self,
@@ -570,7 +620,13 @@ class Run:
             limit = self.config.data.memory_limit_bytes
             kept = [images for role, images in sets.items() if role in needed]
             self.teach_now = self.config.data.augment != "none" or not answers_fit(
-                model, self.task, kept, self._pixels, limit_bytes=limit
+                model,
+                self.task,
+                kept,
+                self._pixels,
+                limit_bytes=limit,
+                places=self._base_places,
+                num_slots=self.num_slots,
             )
         needed = set() if self.teach_now else needed
         starts_rows = self.config.head.init == "class-mean" and "learn" in first.target
@@ -594,6 +650,7 @@ class Run:
                 num_base=self.data.num_base_classes,
                 device=self.accelerator.device,
             )
+            check_bank(self.bank, self.asked)
         self._spent("base outputs", begin)
         return teachers
 
@@ -608,8 +665,15 @@ class Run:
             self._pixels,
             batch_size=self.config.training.eval_batch_size,
             places=places,
+            num_slots=self.num_slots,
             limit_bytes=self.config.data.memory_limit_bytes,
         )
+
+    @property
+    def _base_places(self) -> Places:
+        """Where the base's features of units of scenes are kept."""
+        asks = bool(self.asked.own) and not self.task.units_are_images
+        return self.asked.places if asks else _NOWHERE
 
     def _scored(self, name: str, model: Any, num_rows: int) -> dict[str, Any]:
         begin = time.perf_counter()

@@ -277,10 +277,10 @@ class TermConfig(Frozen):
     """Softmax temperature of the distillation objectives; of `class_mean_head` that of its cosines,
     divided by 10."""
     layers: Annotated[tuple[Layer, ...], BeforeValidator(_as_layers)] = ("head",)
-    """Where the objectives on features look (classification): `head`, what the head receives; a
-    number from 0 to 1, the output of the block at that share of the depth (1: the last block), its
-    first token and the mean of its tokens; `all`, the head and every block. The loss is the mean
-    over the places."""
+    """Where the objectives on features look: `head`, what the head receives; a number from 0 to 1,
+    the output of the block at that share of the depth (1: the last block), its first token and the
+    mean of its tokens (segmentation and detection: the mean of those under a region or box, or the
+    query nearest to it); `all`, the head and every block. The loss is the mean over the places."""
     whiten: bool = False
     """Whether features are first whitened by the base's covariance within classes on the training
     images, so that directions that hardly vary count as much as those that do, as they do for a
@@ -326,6 +326,21 @@ class OptimiserConfig(Frozen):
     """Maximum norm of the gradient; None: no clipping."""
 
 
+class DampeningConfig(Frozen):
+    """Selective synaptic dampening (SSD): weights are shrunk instead of trained."""
+
+    selection: Positive = 100.0
+    """Alpha: a weight is dampened where its importance to what is to be forgotten is more than so
+    many times that to what is kept. Chosen on validation images of the classification demo
+    (LOG.md, 2026-11-24). Source: 10 for ResNet-18, 5 for ViT, where all training images stand for
+    what is kept, those to be forgotten among them."""
+    strength: Positive = 1.0
+    """Lambda: a dampened weight is multiplied by this times the ratio of both importances, by 1 at
+    most. Source: 1."""
+    images: Annotated[int, Field(ge=1)] = 100
+    """Images of each role, evenly spaced, that the importances are means over, one at a time."""
+
+
 class StageConfig(Frozen):
     """One kind of stage."""
 
@@ -359,6 +374,9 @@ class StageConfig(Frozen):
     negate: Positive | None = None
     """Task arithmetic: what the stage did to the layers is taken off again so many times after it,
     that is, W_before - negate · (W_after - W_before), at the adapter's rank. None: it stays."""
+    dampening: DampeningConfig | None = None
+    """The stage takes no step: SSD shrinks the weights of the adapted linears, as the nearest
+    change of the adapter's rank, and the rows of the head that train. None: the stage trains."""
 
     @model_validator(mode="after")
     def _anchor_is_a_stream(self) -> StageConfig:
@@ -366,6 +384,20 @@ class StageConfig(Frozen):
             raise ValueError(
                 f"anchor {self.anchor!r} is no stream of this stage; "
                 f"take one of {', '.join(self.streams)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _dampening_is_alone(self) -> StageConfig:
+        trains = {
+            "negate": self.negate is not None,
+            "saliency": self.saliency is not None,
+            "consolidation": self.consolidation > 0,
+        }
+        for name in (name for name, asked in trains.items() if asked and self.dampening):
+            raise ValueError(
+                f"a stage with dampening takes no step, so that {name} has no meaning; "
+                f"leave {name} or dampening out"
             )
         return self
 

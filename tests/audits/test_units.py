@@ -9,9 +9,9 @@ from criteria_models import DETECTORS, MASKS, PER_PIXEL, SIDE
 from models.families import FAMILIES, tiny_inputs
 
 from kswap.audits.features import BEFORE_HEAD, ImageUnits, Observed
-from kswap.audits.layers import box_masks, pooled, scales_of
 from kswap.audits.scene_units import ObjectUnits, RegionUnits
 from kswap.data.sets import OPEN, ImageSet
+from kswap.models.tokens import box_masks, pooled, scales_of
 from kswap.tasks import Examples
 
 ORDER = (4, 2, 0, 1, 3)

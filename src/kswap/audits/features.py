@@ -16,10 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from kswap.audits.layers import Tap, as_tokens, find_taps, has_class_token, tapped
+from kswap.audits.layers import Tap, find_taps, has_class_token, tapped
 from kswap.audits.subjects import Answers, Subject, SubjectName
 from kswap.data import ImageSet
 from kswap.models.head import Head, find_heads, head_linear, is_classifier, recorded_head_inputs
+from kswap.models.tokens import as_tokens
 from kswap.settings import Role, Split
 from kswap.tasks import Examples, Pixels, Scores, example_batches
 

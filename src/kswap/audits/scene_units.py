@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from kswap.audits.features import BEFORE_HEAD, Batch, Observed
-from kswap.audits.layers import Tap, as_tokens, box_masks, pooled, scales_of, tapped
+from kswap.audits.layers import Tap, tapped
 from kswap.data import ImageSet
 from kswap.models.head import recorded_head_inputs
+from kswap.models.tokens import as_tokens, box_masks, pooled, scales_of
 from kswap.tasks import Examples, Scores
 from kswap.tasks.answers import (
     Detections,
@@ -27,8 +28,8 @@ from kswap.tasks.answers import (
 )
 from kswap.tasks.coco_map import coco_map
 from kswap.tasks.criteria import outputs_only
-from kswap.tasks.dense import truth_at
 from kswap.tasks.detection import box_iou, to_corners
+from kswap.tasks.inside import nearest_query, scale_of, size_of
 from kswap.tasks.miou import IoU
 from kswap.tasks.queries import Kind, loss_kind
 
@@ -135,7 +136,7 @@ class ObjectUnits(_SceneUnits):
             num_rows=self.observed.num_rows,
         )
         self._answers += answers
-        scale = self._scale(examples)
+        scale = scale_of(examples)
         wanted = torch.tensor(self.class_ids, device=logits.device)
         ids, queries, masks, overlaps = [], [], [], []
         counts = {"recalled": 0.0, "other label": 0.0, "background": 0.0}
@@ -149,7 +150,7 @@ class ObjectUnits(_SceneUnits):
             queries.append(best.indices if best else objects.new_zeros(0, dtype=torch.long))
             overlaps.append(best.values if best else objects.new_zeros(0))
             ids.append(own_ids[chosen])
-            masks.append(box_masks(objects * scale[image], self._size(examples)))
+            masks.append(box_masks(objects * scale[image], size_of(examples)))
             for key, value in _found(answers[image], objects, own_ids[chosen], own).items():
                 counts[key] += value
         rows = [image[chosen] for image, chosen in zip(logits, queries, strict=True)]
@@ -174,18 +175,6 @@ class ObjectUnits(_SceneUnits):
         if self.kind.nothing:
             return logits
         return torch.cat([logits, logits.new_zeros(len(logits), 1)], -1)
-
-    @staticmethod
-    def _size(examples: Examples) -> tuple[int, int]:
-        return int(examples.pixels.shape[-2]), int(examples.pixels.shape[-1])
-
-    def _scale(self, examples: Examples) -> Float[Tensor, "images 4"]:
-        """Return what turns fractions of an image into fractions of its padded array."""
-        height, width = self._size(examples)
-        if examples.sizes is None:
-            return examples.pixels.new_ones(len(examples), 4)
-        sides = examples.sizes.float() / examples.sizes.new_tensor([height, width]).float()
-        return sides[:, [1, 0, 1, 0]]
 
 
 def _found(
@@ -245,7 +234,7 @@ class RegionUnits(_SceneUnits):
             masks.append(own)
             means.append(_over_region(shares[image], own))
             if query_masks is not None:
-                queries.append(_nearest_query(query_masks[image], truth, there))
+                queries.append(nearest_query(query_masks[image], truth, there))
         given = torch.cat(means).clamp_min(1e-38).log()
         lacking = [row for row in range(rows) if row not in self.observed.rows]
         given[:, lacking] = -torch.inf
@@ -269,19 +258,6 @@ def _over_region(shares: Float[Tensor, "classes h w"], masks: Tensor) -> Tensor:
     weights = functional.adaptive_avg_pool2d(masks[:, None], size).flatten(1)
     weights = weights / weights.sum(1, keepdim=True).clamp_min(1e-12)
     return weights @ shares.flatten(1).T
-
-
-def _nearest_query(mask_logits: Tensor, truth: Tensor, classes: Tensor) -> Tensor:
-    """Return (units,): the query whose mask overlaps each region most."""
-    small = truth_at(truth[None], mask_logits.shape[-2:])[0]
-    inside = mask_logits > 0
-    best = []
-    for class_id in classes:
-        wanted = small == class_id
-        common = (inside & wanted).sum((1, 2))
-        union = (inside | wanted).sum((1, 2)).clamp_min(1)
-        best.append((common / union).argmax())
-    return torch.stack(best) if best else truth.new_zeros(0)
 
 
 def _image_of(ids: Sequence[Tensor]) -> Tensor:

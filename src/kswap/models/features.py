@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -52,7 +52,7 @@ def recorded_features(model: nn.Module, places: Places) -> Iterator[dict[str, Te
         for number, head in enumerate(places.heads, start=1)
     ] + [
         base.get_submodule(block.name).register_forward_hook(
-            _block_hook(found, number, _width(base, block))
+            _block_hook(found, number, width_of(base, block))
         )
         for number, block in places.blocks
     ]
@@ -61,6 +61,65 @@ def recorded_features(model: nn.Module, places: Places) -> Iterator[dict[str, Te
     finally:
         for handle in handles:
             handle.remove()
+
+
+@dataclass
+class Tokens:
+    """What heads received and blocks returned in the latest forward, whole."""
+
+    heads: dict[int, Tensor] = field(default_factory=dict)
+    """By number, from 1; of a head that is called several times, the last one."""
+    blocks: dict[int, Tensor] = field(default_factory=dict)
+    """By number, from 1."""
+
+
+@contextlib.contextmanager
+def recorded_tokens(model: nn.Module, places: Places) -> Iterator[Tokens]:
+    """Within the context every forward writes what is at `places`, with its graph, not pooled.
+
+    Heads are recorded with the adapter and, where it is switched off, without.
+
+    Args:
+        model: bare or wrapped by PEFT.
+        places: what to record.
+    """
+    wrapped: Any = model
+    base = wrapped.get_base_model() if hasattr(model, "get_base_model") else wrapped
+    tokens = Tokens()
+
+    def receive(number: int) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+            tokens.heads[number] = args[0]
+
+        return hook
+
+    def give(number: int) -> Any:
+        def hook(_: nn.Module, args: Any, output: Any) -> None:
+            tokens.blocks[number] = output if isinstance(output, Tensor) else output[0]
+
+        return hook
+
+    handles = [
+        layer.register_forward_pre_hook(receive(number))
+        for number, name in enumerate(places.heads, start=1)
+        for layer in _copies(base.get_submodule(name))
+    ]
+    handles += [
+        base.get_submodule(block.name).register_forward_hook(give(number))
+        for number, block in places.blocks
+    ]
+    try:
+        yield tokens
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _copies(head: Any) -> list[nn.Module]:
+    """Return a head, or the base's and the trained ones of a head that PEFT wraps."""
+    if not hasattr(head, "modules_to_save"):
+        return [head]
+    return [head.original_module, *head.modules_to_save.values()]
 
 
 def _head_hook(found: dict[str, Tensor], number: int) -> Any:
@@ -87,7 +146,7 @@ def _block_hook(found: dict[str, Tensor], number: int, width: int) -> Any:
     return hook
 
 
-def _width(base: Any, block: FfnBlock) -> int:
+def width_of(base: Any, block: FfnBlock) -> int:
     """Return the channels of the stream that a block's first feed-forward linear reads."""
     linear = base.get_submodule(block.linears[0])
     return int(getattr(linear, "in_features", 0))

@@ -31,11 +31,15 @@ from kswap.objectives.units import Place, Units, has_role
 from kswap.settings import TermConfig
 
 __all__ = ["NEEDS_BANK", "NEEDS_BASE", "NEEDS_FEATURES", "NEEDS_KEPT", "NEEDS_NOISE", "NEEDS_OWN"]
-__all__ += ["NEEDS_RETAINED", "OBJECTIVES", "Units", "has_role", "serves"]
+__all__ += ["NEEDS_RETAINED", "OBJECTIVES", "ON_IMAGES", "Units", "has_role", "serves"]
 
 
 def serves(units: Units, objective: str) -> bool:
     """Whether the units have what an objective compares."""
+    if objective in NEEDS_FEATURES:
+        return units.features is not None
+    if units.inside:
+        return False
     if objective in NEEDS_BASE:
         return units.base_logits is not None
     return units.own is not None or units.weight is None
@@ -266,3 +270,5 @@ NEEDS_RETAINED = frozenset({"impersonation", "class_mean_head"})
 """Objectives that need images of retained classes."""
 NEEDS_NOISE = frozenset({"impersonation", "random_labels"})
 """Objectives that draw."""
+ON_IMAGES = frozenset({"tilted_distillation", "random_labels", "uniform"})
+"""Objectives on the one answer for a whole image: not for segmentation and detection."""

@@ -86,6 +86,8 @@ class Units:
     is decided by it; None where no term draws."""
     bank: Bank | None = None
     """What the base model knows of classes; None where no term needs it."""
+    inside: bool = False
+    """Whether the units (objects, regions) are there for objectives on features alone."""
 
     def having(self, roles: Sequence[Role]) -> Units:
         """Return the units that have one of `roles`."""

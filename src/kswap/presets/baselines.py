@@ -1,4 +1,4 @@
-"""Presets of the methods that users compare with, for classification.
+"""Presets of the methods that users compare with, for classification; `ssd` for every task.
 
 All learn as `default` does and forget for as long, at its rate and from the same batches, so that
 what differs is the objective. What each method says is in docs/method.md; values without a source
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kswap.presets.default import DEFAULT
+from kswap.presets.default import DEFAULT, DEFAULT_SCENES
 from kswap.presets.paper import PAPER
 
 
@@ -171,6 +171,30 @@ EWC: dict[str, Any] = {
         },
     },
 }
+
+# Foster et al. 2024: weights whose Fisher information on what is to be forgotten is large beside
+# that on the rest are shrunk; nothing trains. Streams say whose images are looked at, terms whose
+# loss it is of. Lambda is theirs; alpha, 10 there, was chosen on validation images of the demo for
+# a rest without the images to be forgotten (LOG.md, 2026-11-24).
+_DAMPENING = {"dampening": {"selection": 100.0, "strength": 1.0}}
+
+
+def _ssd(default: dict[str, Any], **terms: Any) -> dict[str, Any]:
+    stage = default["stages"]["forget"]
+    streams = {role: stage["streams"][role] for role in ("learn", "retain", "forget")}
+    forget = {**stage, "streams": streams, "terms": terms, **_DAMPENING}
+    return {**default, "stages": {**default["stages"], "forget": forget}}
+
+
+def _of(role: str, **settings: Any) -> dict[str, Any]:
+    return {role: _term(role, "cross_entropy", **settings)}
+
+
+SSD = _ssd(DEFAULT, **_of("learn"), **_of("retain"), **_of("forget"))
+_SHARE = {"reduction": "share"}
+SSD_SCENES = _ssd(
+    DEFAULT_SCENES, **_of("learn", **_SHARE), **_of("retain", **_SHARE), **_of("forget", **_SHARE)
+)
 
 BASELINES: dict[str, dict[str, Any]] = {
     "ft": FINE_TUNE,

@@ -1,4 +1,4 @@
-"""Preset `deep`: `default`, and forgetting below the answer; for classification.
+"""Preset `deep`: `default`, and forgetting below the answer.
 
 What it reaches, measured on the embedded demo, is in LOG.md (2026-11-24); what it costs is one more
 forward of the base model on retain and forget images before the first stage, and no forward more in
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kswap.presets.default import DEFAULT
+from kswap.presets.default import DEFAULT, DEFAULT_SCENES
 
 # Early blocks hold little of a class (a probe finds as much in a model that never saw it): from a
 # third of the depth on.
@@ -42,12 +42,13 @@ _DEEP = {
 }
 
 
-def _stage(kind: str) -> dict[str, Any]:
-    stage = DEFAULT["stages"][kind]
-    return {**stage, "terms": {**stage["terms"], **_DEEP}}
+def _deep(default: dict[str, Any]) -> dict[str, Any]:
+    stages = {
+        kind: {**default["stages"][kind], "terms": {**default["stages"][kind]["terms"], **_DEEP}}
+        for kind in ("forget", "joint")
+    }
+    return {**default, "stages": {**default["stages"], **stages}}
 
 
-DEEP: dict[str, Any] = {
-    **DEFAULT,
-    "stages": {**DEFAULT["stages"], "forget": _stage("forget"), "joint": _stage("joint")},
-}
+DEEP = _deep(DEFAULT)
+DEEP_SCENES = _deep(DEFAULT_SCENES)

@@ -18,7 +18,7 @@ from kswap.arrays import Confusion, Marks, Unit
 from kswap.data import ImageSet
 from kswap.data.samples import Samples, take
 from kswap.gathering import batches
-from kswap.models.features import Places
+from kswap.models.features import Places, Tokens
 from kswap.objectives import Units
 from kswap.objectives.units import Bank
 from kswap.settings import Role, TermConfig
@@ -68,6 +68,8 @@ class Examples:
     """(objects,) of each image: neither trained nor scored."""
     sizes: Tensor | None = None
     """(images, 2), height and width of the images within `pixels`; None: they are whole."""
+    noise: Tensor | None = None
+    """(images, 2), uniform in [0, 1), for objectives that draw; None: nothing trains."""
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -98,6 +100,8 @@ class View:
     """Where the features of units are recorded, for terms that ask for them."""
     bank: Bank | None = None
     """What the base model makes of classes, for terms that ask for it."""
+    num_slots: int = 0
+    """Of scenes: the largest number of units that an image has for objectives on features."""
     draws: bool = False
     """Whether a term draws by the noise of its units."""
     as_if_absent: bool = False
@@ -123,6 +127,8 @@ class Task(Protocol):
     """Whether the base model's outputs depend on how an image was augmented (where things are), so
     that they are computed on the augmented image."""
 
+    units_are_images: bool
+    """Whether an image is one unit, whose features are those of the whole image."""
     new_rows_lead: bool
     """Whether a new row of the head leads the old ones at the mean of its class from the start; not
     where most units are nothing, which would then be answered with it."""
@@ -130,7 +136,25 @@ class Task(Protocol):
     def units(
         self, model: nn.Module, examples: Examples, teacher: Teacher | None, view: View
     ) -> list[Units]:
-        """Do one forward, with gradient, and return the units of a batch."""
+        """Do one forward, with gradient, and return the units of a batch.
+
+        Scenes have units of their own for objectives on features, where the view has places.
+        """
+
+    def inside(
+        self,
+        model: nn.Module,
+        tokens: Tokens,
+        examples: Examples,
+        taught: Teacher,
+        places: Places,
+        num_slots: int,
+    ) -> Teacher:
+        """Return the features of the units of scenes in a forward that `teach` made.
+
+        Place -> (images, slots, size), and their classes; see `kswap.tasks.inside`. Of whole images
+        there is nothing to do.
+        """
 
     def divisors(
         self, samples: Samples, roles: Tensor, terms: Mapping[str, TermConfig], view: View

@@ -13,6 +13,7 @@ from kswap.arrays import Confusion, Marks, Unit
 from kswap.data import ImageSet
 from kswap.data.samples import Samples
 from kswap.gathering import in_order
+from kswap.models.features import Places, Tokens
 from kswap.models.head import recorded_head_inputs
 from kswap.objectives import Units, has_role
 from kswap.settings import TermConfig
@@ -28,6 +29,7 @@ class Classification:
     name = "classification"
     score_name = "top1"
     counts: Unit = "images"
+    units_are_images = True
     new_rows_lead = True
     teacher_sees_views = False
 
@@ -45,6 +47,18 @@ class Classification:
                 base_logits=None if teacher is None else teacher["logits"],
             )
         ]
+
+    def inside(
+        self,
+        model: nn.Module,
+        tokens: Tokens,
+        examples: Examples,
+        taught: Teacher,
+        places: Places,
+        num_slots: int,
+    ) -> Teacher:
+        """A unit is an image: its features are recorded pooled."""
+        return {}
 
     def divisors(
         self, samples: Samples, roles: Tensor, terms: Mapping[str, TermConfig], view: View

@@ -8,32 +8,44 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kswap.objectives import has_role
+from kswap.objectives import NEEDS_FEATURES, has_role
 from kswap.settings import TermConfig
 from kswap.tasks import View
 
 
-def object_divisors(rows: Tensor, terms: Mapping[str, TermConfig], view: View) -> dict[str, float]:
+def object_divisors(
+    rows: Tensor,
+    terms: Mapping[str, TermConfig],
+    view: View,
+    *,
+    units: Tensor | None = None,
+) -> dict[str, float]:
     """Return what the sums of the terms are divided by.
 
     The task's own loss is divided by the number of objects (pixels) of the batch already. A share
     stays so; a mean is over the objects of the term's roles: the sum is divided by their part in
-    all. A term without an object may still have units that say "nothing".
+    all. A term without an object may still have units that say "nothing". A term on features is the
+    mean over its own units.
 
     Args:
         rows: (objects,) classes of the whole batch; negative ones are none.
         terms: of the stage.
         view: the classes at the stage.
+        units: (units,) classes of what objectives on features look at; None: the objects.
     """
+    looked_at = roles_of(rows if units is None else units, view)
     rows = rows[(rows >= 0) & (rows < view.num_rows)]
     roles = view.role_of_row.to(rows.device)[rows]
     total = max(len(rows), 1)
-    return {
-        name: 1.0
-        if term.reduction == "share"
-        else max(int(has_role(roles, term.roles).sum()), 1) / total
-        for name, term in terms.items()
-    }
+
+    def divisor(term: TermConfig) -> float:
+        if term.objective in NEEDS_FEATURES:
+            return int(has_role(looked_at, term.roles).sum())
+        if term.reduction == "share":
+            return 1.0
+        return max(int(has_role(roles, term.roles).sum()), 1) / total
+
+    return {name: divisor(term) for name, term in terms.items()}
 
 
 def count_objects(masks: Tensor, view: View) -> Tensor:

@@ -11,13 +11,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from kswap.arrays import Unit
 from kswap.data import ImageSet
 from kswap.data.samples import Samples, take
 from kswap.gathering import in_order
+from kswap.models.features import Places, Tokens, recorded_tokens
 from kswap.models.head import recorded_head_inputs
+from kswap.models.tokens import box_masks
 from kswap.objectives import Units
 from kswap.settings import TermConfig
 from kswap.tasks import Examples, Pixels, Scores, Teacher, View, make_examples
@@ -26,6 +29,15 @@ from kswap.tasks.box_confusion import box_confusion, surely_seen
 from kswap.tasks.coco_map import coco_map
 from kswap.tasks.criteria import Layer, decompose, outputs_only
 from kswap.tasks.dense import object_divisors, roles_of
+from kswap.tasks.inside import (
+    UNIT_IDS,
+    Slots,
+    features_of,
+    inside_units,
+    padded,
+    scale_of,
+    size_of,
+)
 from kswap.tasks.queries import (
     CONFIDENT,
     Kind,
@@ -44,6 +56,7 @@ class Detection:
     name = "detection"
     score_name = "map"
     counts: Unit = "objects"
+    units_are_images = False
     new_rows_lead = False
     teacher_sees_views = True
 
@@ -58,14 +71,41 @@ class Detection:
                 image if closed[i] else _with_pseudo(image, teacher, i, view, kind)
                 for i, image in enumerate(labels)
             ]
-        decomposed = decompose(model, examples.inputs(), labels)
-        base_logits = None
-        if teacher is not None:
-            final = decomposed.layers[-1]
-            assert isinstance(final, Layer)
-            base_logits = _aligned(final, teacher, view, kind)
+        with recorded_tokens(model, view.places) as tokens:
+            decomposed = decompose(model, examples.inputs(), labels)
+        final = decomposed.layers[-1]
+        assert isinstance(final, Layer)
+        base_logits = None if teacher is None else _aligned(final, teacher, view, kind)
         class_labels = [image["class_labels"] for image in labels]
-        return query_units(decomposed, class_labels, closed, view, base_logits=base_logits)
+        units = query_units(decomposed, class_labels, closed, view, base_logits=base_logits)
+        if not view.places or view.bank is None:
+            return units
+        assert final.boxes is not None
+        slots = slots_of_objects(examples, final.boxes.detach(), view.num_slots)
+        found = features_of(tokens, slots, view.places, model, size=size_of(examples))
+        answers = None
+        if teacher is not None:
+            near = slots_of_objects(examples, teacher["boxes"], view.num_slots).queries
+            logits = teacher["logits"][..., : view.num_base]
+            answers = [image[chosen] for image, chosen in zip(logits, near, strict=True)]
+        return [
+            *units,
+            inside_units(found, slots, examples, view, base_logits=answers, teacher=teacher),
+        ]
+
+    def inside(
+        self,
+        model: nn.Module,
+        tokens: Tokens,
+        examples: Examples,
+        taught: Teacher,
+        places: Places,
+        num_slots: int,
+    ) -> Teacher:
+        """Units are the annotated objects, crowds aside."""
+        slots = slots_of_objects(examples, taught["boxes"], num_slots)
+        found = features_of(tokens, slots, places, model, size=size_of(examples))
+        return {**found, UNIT_IDS: slots.class_ids}
 
     def divisors(
         self, samples: Samples, roles: Tensor, terms: Mapping[str, TermConfig], view: View
@@ -156,6 +196,31 @@ class Detection:
             confusion=box_confusion(found, images, class_ids=class_ids),
             kept=tuple(surely_seen(found[row]) for row in keep),
         )
+
+
+def slots_of_objects(
+    examples: Examples, boxes: Float[Tensor, "images queries 4"], most: int
+) -> Slots:
+    """Return the annotated objects, crowds aside, and the query whose box is nearest to each.
+
+    Args:
+        examples: with boxes.
+        boxes: of the model's queries: centre x, centre y, width, height from 0 to 1.
+        most: slots.
+    """
+    assert examples.boxes is not None
+    assert examples.box_ids is not None
+    assert examples.crowd is not None
+    scale, corners = scale_of(examples), to_corners(boxes.float())
+    ids, masks, queries = [], [], []
+    for image, (own, own_ids, crowd) in enumerate(
+        zip(examples.boxes, examples.box_ids, examples.crowd, strict=True)
+    ):
+        objects = own[~crowd][:most]
+        ids.append(own_ids[~crowd][:most].long())
+        masks.append(box_masks(objects * scale[image], size_of(examples)))
+        queries.append(box_iou(objects, corners[image]).argmax(1) if len(objects) else ids[-1])
+    return Slots(padded(ids, most), masks, queries, boxes.shape[1])
 
 
 def known_objects(examples: Examples, view: View) -> tuple[list[dict[str, Tensor]], Tensor]:

@@ -21,8 +21,9 @@ from kswap.data import ImageSet
 from kswap.data.samples import Samples, take
 from kswap.data.sets import IGNORE, OPEN
 from kswap.gathering import gathered_objects, own_batches
+from kswap.models.features import Places, Tokens, recorded_tokens
 from kswap.models.head import recorded_head_inputs
-from kswap.objectives import Units
+from kswap.objectives import NEEDS_FEATURES, Units
 from kswap.settings import TermConfig
 from kswap.tasks import Examples, Pixels, Scores, Teacher, View, make_examples
 from kswap.tasks.answers import semantic_map_from_pixels, semantic_map_from_queries
@@ -36,6 +37,14 @@ from kswap.tasks.criteria import (
     outputs_only,
 )
 from kswap.tasks.dense import count_objects, object_divisors, roles_of, truth_at
+from kswap.tasks.inside import (
+    UNIT_IDS,
+    answers_on_regions,
+    features_of,
+    inside_units,
+    size_of,
+    slots_of_regions,
+)
 from kswap.tasks.miou import IoU
 from kswap.tasks.queries import (
     CONFIDENT,
@@ -58,6 +67,7 @@ class Segmentation:
     name = "segmentation"
     score_name = "miou"
     counts: Unit = "pixels"
+    units_are_images = False
     new_rows_lead = False
     teacher_sees_views = True
 
@@ -66,17 +76,49 @@ class Segmentation:
     ) -> list[Units]:
         """Return one unit per pixel; of a mask classifier, per image, query and layer."""
         truth = known_truth(examples, view)
-        if loss_kind(model).pixels:
-            truth = truth.masked_fill(truth == ignored_label(model), IGNORE)
-            return _pixel_units(model, examples, truth, teacher, view)
-        return _mask_units(model, examples, truth, teacher, view)
+        with recorded_tokens(model, view.places) as tokens:
+            if loss_kind(model).pixels:
+                truth = truth.masked_fill(truth == ignored_label(model), IGNORE)
+                units, masks = _pixel_units(model, examples, truth, teacher, view), None
+            else:
+                units, masks = _mask_units(model, examples, truth, teacher, view)
+        if not view.places or view.bank is None:
+            return units
+        slots = slots_of_regions(examples, masks, view.num_slots)
+        found = features_of(tokens, slots, view.places, model, size=size_of(examples))
+        answers = None
+        if teacher is not None:
+            assert examples.masks is not None
+            answers = answers_on_regions(teacher, slots, examples.masks, view.num_base)
+        return [
+            *units,
+            inside_units(found, slots, examples, view, base_logits=answers, teacher=teacher),
+        ]
+
+    def inside(
+        self,
+        model: nn.Module,
+        tokens: Tokens,
+        examples: Examples,
+        taught: Teacher,
+        places: Places,
+        num_slots: int,
+    ) -> Teacher:
+        """Units are the regions of the annotated classes."""
+        slots = slots_of_regions(examples, taught.get("masks"), num_slots)
+        found = features_of(tokens, slots, places, model, size=size_of(examples))
+        return {**found, UNIT_IDS: slots.class_ids}
 
     def divisors(
         self, samples: Samples, roles: Tensor, terms: Mapping[str, TermConfig], view: View
     ) -> dict[str, float]:
-        """A mean is over the pixels of a term's roles."""
+        """A mean is over the pixels of a term's roles; on features, over regions."""
         assert samples.masks is not None
-        return object_divisors(count_objects(torch.from_numpy(samples.masks), view), terms, view)
+        masks = torch.from_numpy(samples.masks)
+        regions = None
+        if any(term.objective in NEEDS_FEATURES for term in terms.values()):
+            regions = torch.cat([torch.unique(mask) for mask in masks])
+        return object_divisors(count_objects(masks, view), terms, view, units=regions)
 
     def share(self, part: Samples, whole: Samples) -> float:
         """Return the part of the batch's annotated pixels that a micro-batch has."""
@@ -239,8 +281,8 @@ def _with_open(own: Units, places: Units, open_places: Tensor) -> Units:
 # ------------------------------------------------------------------------------- mask classifiers
 def _mask_units(
     model: nn.Module, examples: Examples, truth: Tensor, teacher: Teacher | None, view: View
-) -> list[Units]:
-    """Return the units of all queries; of the own loss, of every layer."""
+) -> tuple[list[Units], Tensor | None]:
+    """Return the units of all queries, of the own loss of every layer; and the final masks."""
     closed = examples.complete & ~((truth == OPEN) & (examples.masks != OPEN)).any(-1).any(-1)
     if teacher is not None:
         truth = torch.where(
@@ -250,13 +292,12 @@ def _mask_units(
             truth = torch.where(_forgotten(truth, view), _without(teacher, truth, view), truth)
     labels = [_binary_masks(image) for image in truth]
     decomposed = decompose(model, examples.inputs(), labels)
-    base_logits = None
-    if teacher is not None:
-        final = decomposed.layers[-1]
-        assert isinstance(final, Layer)
-        base_logits = _aligned(final, teacher, view)
+    final = decomposed.layers[-1]
+    assert isinstance(final, Layer)
+    base_logits = None if teacher is None else _aligned(final, teacher, view)
     class_labels = [image["class_labels"] for image in labels]
-    return query_units(decomposed, class_labels, closed, view, base_logits=base_logits)
+    units = query_units(decomposed, class_labels, closed, view, base_logits=base_logits)
+    return units, None if final.masks is None else final.masks.detach()
 
 
 def _forgotten(truth: Tensor, view: View) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -19,13 +20,15 @@ from kswap.objectives import (
     NEEDS_NOISE,
     NEEDS_OWN,
     NEEDS_RETAINED,
+    ON_IMAGES,
 )
 from kswap.objectives.bank import build_bank
-from kswap.objectives.places import block_numbers
+from kswap.objectives.places import block_numbers, is_at
 from kswap.objectives.units import Bank
 from kswap.plan import Stage
 from kswap.settings import Role, Split, TermConfig
 from kswap.tasks import Task
+from kswap.tasks.inside import UNIT_IDS
 
 Sets = Mapping[Role, Mapping[Split, ImageSet]]
 _PER_CLASS = 300
@@ -42,6 +45,8 @@ class Asked:
     """Roles whose training images are looked at; none: no term asks."""
     own: tuple[Role, ...] = ()
     """Roles of which the features of every image are kept, to compare with."""
+    terms: Mapping[str, TermConfig] = field(default_factory=dict)
+    """The terms that ask, by where the config has them."""
 
 
 def asked(
@@ -61,27 +66,53 @@ def asked(
         f"stages.{stage.kind}.terms.{name}": term
         for stage in stages
         for name, term in stage.config.terms.items()
-        if term.objective in NEEDS_BANK | NEEDS_NOISE
+        if term.objective in NEEDS_BANK | NEEDS_NOISE | ON_IMAGES
     }
     for where, term in terms.items():
-        if task.name != "classification":
+        if not task.units_are_images and term.objective in ON_IMAGES:
             raise UserError(
                 f"{where}: {term.objective!r} needs one answer for a whole image, which a model "
                 f"for {task.name} has not; take masked_distillation or bounded_ce_sample"
             )
-        if term.objective in NEEDS_RETAINED and "retain" not in sets:
-            raise UserError(
-                f"{where}: {term.objective!r} needs images of retained classes; "
-                "add a 'retain:' source, or take dispersion"
-            )
+        if task.units_are_images and term.objective in NEEDS_RETAINED and "retain" not in sets:
+            _lacks_retained(where, term)
     if not any(term.objective in NEEDS_BANK for term in terms.values()):
         return Asked()
     own = {r for t in terms.values() if t.objective in NEEDS_OWN for r in t.roles}
+    if own and not task.units_are_images:  # units of every role are in every image
+        own = set(sets)
     return Asked(
         _places(list(terms.values()), heads, blocks),
         tuple(role for role in _BANK_ROLES if role in sets),
         tuple(role for role in sets if role in own),
+        terms,
     )
+
+
+def _lacks_retained(where: str, term: TermConfig) -> NoReturn:
+    raise UserError(
+        f"{where}: {term.objective!r} needs images of retained classes; "
+        "add a 'retain:' source, or take dispersion"
+    )
+
+
+def check_bank(bank: Bank, asked: Asked) -> None:
+    """Raise where scenes have no unit, or no place of one, that a term needs.
+
+    Raises:
+        UserError: it names the term.
+    """
+    for where, term in asked.terms.items():
+        if term.objective in NEEDS_RETAINED and not bool(bank.counts.any()):
+            _lacks_retained(where, term)
+        total = asked.places.num_blocks
+        if term.objective in NEEDS_FEATURES and not any(
+            is_at(name, term.layers, total) for name in bank.places
+        ):
+            raise UserError(
+                f"{where}: at {list(term.layers)} no token of this model belongs to a place of "
+                "the image or to a query; name other layers, such as head or 1.0"
+            )
 
 
 def places_of(stage: Stage, places: Places) -> Places:
@@ -112,8 +143,13 @@ def bank_of(
     num_base: int,
     device: torch.device,
 ) -> Bank:
-    """Return what the base makes of the classes whose training images were looked at."""
+    """Return what the base makes of the classes whose training images were looked at.
+
+    Units of scenes count by their class, whatever role their image is there for.
+    """
     ids = {role: torch.from_numpy(sets[role]["train"].class_ids) for role in features}
+    if any(UNIT_IDS in found for found in features.values()):
+        features, ids = _by_class(features, forget_ids=forget_ids, num_base=num_base)
     rows = {role: some_of_each(ids[role], _PER_CLASS) for role in features}
     return build_bank(
         {
@@ -123,6 +159,26 @@ def bank_of(
         {role: ids[role][rows[role]].to(device) for role in features},
         forget_ids=forget_ids,
         num_base=num_base,
+    )
+
+
+def _by_class(
+    features: Mapping[Role, Mapping[str, Tensor]], *, forget_ids: Collection[int], num_base: int
+) -> tuple[dict[Role, dict[str, Tensor]], dict[Role, Tensor]]:
+    """Return features and classes of the units of all images, by the role of their class."""
+    class_ids = torch.cat([found[UNIT_IDS].flatten() for found in features.values()])
+    names = [name for name in next(iter(features.values())) if name != UNIT_IDS]
+    rows = {
+        name: torch.cat([found[name].flatten(0, 1) for found in features.values()])
+        for name in names
+    }
+    known = (class_ids >= 0) & (class_ids < num_base)
+    gone = torch.isin(class_ids, torch.tensor(sorted(forget_ids), dtype=torch.long))
+    chosen: dict[Role, Tensor] = {"forget": known & gone, "retain": known & ~gone}
+    there = {role: own for role, own in chosen.items() if bool(own.any())}
+    return (
+        {role: {name: kept[own] for name, kept in rows.items()} for role, own in there.items()},
+        {role: class_ids[own] for role, own in there.items()},
     )
 
 

@@ -20,7 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from kswap.models.features import Places, recorded_features
 from kswap.models.prefix import Prefix
-from kswap.objectives import OBJECTIVES, Units, serves
+from kswap.objectives import NEEDS_FEATURES, OBJECTIVES, Units, serves
 from kswap.objectives.consolidation import consolidation
 from kswap.objectives.sparsity import group_lasso, proximal_step
 from kswap.plan import Stage
@@ -32,8 +32,10 @@ from kswap.training.events import EventLog
 from kswap.training.optimiser import Trainables, learning_rate
 from kswap.training.progress import Progress, describe
 from kswap.training.streams import Batch, Streams
+from kswap.training.teaching import teach
 
 _NOTHING: Mapping[str, Tensor] = {}
+_NOWHERE = Places()
 Augment = Callable[[Examples], Examples]
 
 
@@ -52,6 +54,8 @@ class Trainee:
     """Whether the base model answers at every step (its answers are needed and not kept)."""
     as_base: Callable[[], AbstractContextManager[Any]]
     """Within it the model is the base model."""
+    base_places: Places
+    """Of scenes: where the base's features of units are kept, to compare with."""
     groups: Sequence[Sequence[nn.Parameter]]
     moved: Trainables
     training: TrainingConfig
@@ -177,9 +181,7 @@ def _backward(
         with nullcontext() if number == len(parts) - 1 else accelerator.no_sync(trainee.model):
             units = units_of(trainee, stage, part)
             share = trainee.task.share(part.samples, batch.samples)
-            values = compute_terms(
-                units, terms, {name: value / share for name, value in divisors.items()}
-            )
+            values = compute_terms(units, terms, _shared(divisors, terms, share))
             sparsity = stage.config.sparsity
             if last and sparsity.weight and sparsity.method == "subgradient":
                 norms = group_lasso(trainee.groups, epsilon=sparsity.epsilon)
@@ -221,6 +223,19 @@ def _outputs(groups: Sequence[Units]) -> list[Tensor]:
     ]
 
 
+def _shared(
+    divisors: Mapping[str, float], terms: Mapping[str, TermConfig], share: float
+) -> dict[str, float]:
+    """Return the divisors for a micro-batch with that share of the units of the task's own loss.
+
+    The units of objectives on features are counted as they are.
+    """
+    return {
+        name: value if terms[name].objective in NEEDS_FEATURES else value / share
+        for name, value in divisors.items()
+    }
+
+
 def _over_ranks(
     accelerator: Accelerator,
     parameters: Sequence[nn.Parameter],
@@ -256,14 +271,16 @@ def units_of(trainee: Trainee, stage: Stage, part: Batch) -> list[Units]:
     examples = make_examples(part.samples, trainee.pixels, part.roles)
     if trainee.augment is not None and part.kept is None:
         examples = trainee.augment(examples)
+    examples = replace(examples, noise=part.noise.to(examples.pixels.device))
     with trainee.accelerator.autocast():
-        teacher = _teacher(trainee, part, examples, view.num_base, view.places)
+        teacher = _teacher(trainee, part, examples, view)
+        images = trainee.task.units_are_images
         with (
             _playing(trainee, part, examples.pixels.device),
-            recorded_features(trainee.model, view.places) as features,
+            recorded_features(trainee.model, view.places if images else _NOWHERE) as features,
         ):
             units = trainee.task.units(trainee.model, examples, teacher, view)
-    if view.bank is None and not view.draws:
+    if not images or (view.bank is None and not view.draws):
         return units
     return [_informed(u, features, teacher, part.noise, view) for u in units]
 
@@ -297,18 +314,25 @@ def _informed(
 
 
 def _teacher(
-    trainee: Trainee, part: Batch, examples: Examples, num_base: int, places: Places
+    trainee: Trainee, part: Batch, examples: Examples, view: View
 ) -> dict[str, Tensor] | None:
     """Return what the base model answers: kept, or, where that is not possible, computed now."""
     if part.untaught is not None and (part.untaught.any() or shards_base()):
-        return _completed(trainee, part, num_base, places)
+        return _completed(trainee, part, view.num_base, view.places)
     if part.teacher is not None:
         device = examples.pixels.device
         return {name: kept.to(device) for name, kept in part.teacher.items()}
     if not trainee.teach_now:
         return None
     with torch.no_grad(), trainee.as_base():
-        return trainee.task.teach(trainee.model, examples, num_base=num_base)
+        return teach(
+            trainee.model,
+            trainee.task,
+            examples,
+            num_base=view.num_base,
+            places=trainee.base_places,
+            num_slots=view.num_slots,
+        )
 
 
 @torch.no_grad()

@@ -27,10 +27,11 @@ from kswap.gathering import gathered_objects, in_order
 from kswap.models.prefix import Kept, Prefix, Trial, find_prefix
 from kswap.plan import Stage
 from kswap.settings import ROLES, Role
-from kswap.tasks import Examples, make_examples
+from kswap.tasks import Examples, View, make_examples
 from kswap.training.augment import Kind, make_change
 from kswap.training.loop import Trainee, set_modes
 from kswap.training.streams import Source
+from kswap.training.teaching import teach
 
 _TEACHER, _CHANGED = "teacher.", "changed."
 _TRIAL = 3
@@ -115,7 +116,12 @@ def look_for_prefix(
     def blank(examples: Examples, value: float) -> Examples:
         return replace(examples, pixels=torch.full_like(examples.pixels, value))
 
-    read = {block.name for number, block in view.places.blocks if not _trains(trainee, block.name)}
+    read = {  # by terms of any stage: a later one may go on with this prefix
+        block.name
+        for other in trainee.views.values()
+        for _, block in other.places.blocks
+        if not _trains(trainee, block.name)
+    }
     trial = Trial(answers, blank, _TRIAL, first, fewer, others)
     return find_prefix(bare(trainee), outer_modules(trainee, blocks), trial, read=read)
 
@@ -190,7 +196,7 @@ def cached_sources(
         trainee,
         sources,
         settings,
-        num_base=trainee.views[stage.name].num_base,
+        view=trainee.views[stage.name],
         folder=None if in_memory else folder,
         on_batch=on_batch,
     )
@@ -203,7 +209,7 @@ def _fill(
     sources: Mapping[Role, Source],
     settings: CacheSettings,
     *,
-    num_base: int,
+    view: View,
     folder: Path | None,
     on_batch: Callable[[int, int], None],
 ) -> None:
@@ -216,16 +222,16 @@ def _fill(
     done = 0
     for role in missing:
         found = []
-        for view in views:
+        for number in views:
             changed = _Changed()
-            seed = (trainee.seed, ROLES.index(role), view)
+            seed = (trainee.seed, ROLES.index(role), number)
             images = sources[role].images
             tensors: Kept = {}
-            if view == 0 and role in cache.heard:  # the first view is the image as it is
+            if number == 0 and role in cache.heard:  # the first view is the image as it is
                 tensors = cache.heard.pop(role)
                 done += -(-len(images) // batch_size)
             else:
-                parts = _recorded(trainee, cache.prefix, images, changed, settings, seed, num_base)
+                parts = _recorded(trainee, cache.prefix, images, changed, settings, seed, view)
                 with _gathering(tensors, len(images), folder) as put:
                     for part in parts:
                         put(part)
@@ -279,7 +285,7 @@ def _recorded(
     changed: _Changed,
     settings: CacheSettings,
     seed: tuple[int, int, int],
-    num_base: int,
+    view: View,
 ) -> Iterator[Kept]:
     """Yield, batch by batch, the outputs of the prefix on a view, and the base's answers to it."""
     task, model = trainee.task, trainee.model
@@ -301,7 +307,14 @@ def _recorded(
         part = _of_batch(trainee, prefix, examples)
         if trainee.teach_now:
             with torch.no_grad(), trainee.accelerator.autocast(), trainee.as_base():
-                taught = task.teach(model, examples, num_base=num_base)
+                taught = teach(
+                    model,
+                    task,
+                    examples,
+                    num_base=view.num_base,
+                    places=trainee.base_places,
+                    num_slots=view.num_slots,
+                )
             part |= {f"{_TEACHER}{name}": kept for name, kept in taught.items()}
         return {name: kept.cpu() for name, kept in (part | annotations).items()}
 

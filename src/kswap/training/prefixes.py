@@ -74,6 +74,10 @@ class Prefixes:
         if prefix is not None and prefix.bytes_per_image * count <= settings.memory_limit_bytes:
             self.cache = PrefixCache(prefix, num_frozen)
 
+    def drop(self) -> None:
+        """Keep nothing any more: what lies below has changed, or may have."""
+        self.cache = None
+
     @contextmanager
     def answering(self, model: Any, role: Role) -> Iterator[None]:
         """Within the context the bare base runs once over the training images of a role."""

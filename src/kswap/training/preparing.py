@@ -97,7 +97,7 @@ def _gradients(
         groups: list[Units] = [
             chosen
             for units in units_of(trainee, stage, batch)
-            if len((chosen := units.having(own.roles)).class_ids)
+            if not units.inside and len((chosen := units.having(own.roles)).class_ids)
         ]
         if not groups:
             continue

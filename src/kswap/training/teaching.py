@@ -12,11 +12,11 @@ from kswap.data import ImageSet
 from kswap.data.samples import take
 from kswap.errors import UserError
 from kswap.gathering import Part, in_order
-from kswap.models.features import Places, recorded_features
+from kswap.models.features import Places, recorded_features, recorded_tokens
 from kswap.objectives import NEEDS_BASE
 from kswap.plan import Stage
 from kswap.settings import Role
-from kswap.tasks import Pixels, Task, Teacher, example_batches, make_examples
+from kswap.tasks import Examples, Pixels, Task, Teacher, example_batches, make_examples
 
 Features = dict[str, tuple[Tensor, Tensor]]
 """Head -> features (units, size) and class ids (units,), -1 for a unit without a class."""
@@ -39,14 +39,39 @@ def taught_roles(stages: Iterable[Stage], task: Task) -> set[Role]:
 
 @torch.no_grad()
 def answers_fit(
-    model: Any, task: Task, sets: Sequence[ImageSet], pixels: Pixels, *, limit_bytes: int
+    model: Any,
+    task: Task,
+    sets: Sequence[ImageSet],
+    pixels: Pixels,
+    *,
+    limit_bytes: int,
+    places: Places = _NOWHERE,
+    num_slots: int = 0,
 ) -> bool:
-    """Whether the base model's answers on all images fit into so much memory."""
+    """Whether the base model's answers on all images, and features, fit into so much memory."""
     if not sets:
         return True
     first = next(iter(example_batches(sets[0], pixels, 1)))
-    per_image = sum(kept.nbytes for kept in task.teach(model.eval(), first).values())
-    return per_image * sum(map(len, sets)) <= limit_bytes
+    taught = teach(model.eval(), task, first, places=places, num_slots=num_slots)
+    return sum(kept.nbytes for kept in taught.values()) * sum(map(len, sets)) <= limit_bytes
+
+
+@torch.no_grad()
+def teach(
+    model: Any,
+    task: Task,
+    examples: Examples,
+    *,
+    num_base: int | None = None,
+    places: Places = _NOWHERE,
+    num_slots: int = 0,
+) -> Teacher:
+    """Return what the base model answers, and the features of units of scenes at `places`."""
+    with recorded_tokens(model, places) as tokens:
+        taught = task.teach(model, examples, num_base=num_base)
+    if places:
+        taught = {**taught, **task.inside(model, tokens, examples, taught, places, num_slots)}
+    return taught
 
 
 @torch.no_grad()
@@ -59,11 +84,13 @@ def observe(
     *,
     batch_size: int,
     places: Places = _NOWHERE,
+    num_slots: int = 0,
     limit_bytes: int | None = None,
 ) -> tuple[Teacher, Features, dict[str, Tensor]]:
     """Return answers, the features of every head, and those at `places`, on the CPU.
 
-    The last are (images, size) by name of the place.
+    The last are (images, size) by name of the place; of scenes, with units in `num_slots` slots an
+    image, (images, slots, size), and the classes of these.
 
     Raises:
         UserError: those at `places` need more than `limit_bytes`.
@@ -72,12 +99,22 @@ def observe(
 
     def look(rows: slice) -> Part:
         examples = make_examples(take(images, rows), pixels)
-        with recorded_features(model, places) as recorded:
-            taught, found = task.features(model, examples, heads)
+        if task.units_are_images:
+            with recorded_features(model, places) as recorded:
+                taught, found = task.features(model, examples, heads)
+        else:
+            with recorded_tokens(model, places) as tokens:
+                taught, found = task.features(model, examples, heads)
+            recorded = {}
+            if places:
+                recorded = task.inside(model, tokens, examples, taught, places, num_slots)
         part = {f"answers {name}": kept for name, kept in taught.items()}
         part |= {f"features {name}": units for name, (units, _) in found.items()}
         part |= {f"classes {name}": class_ids for name, (_, class_ids) in found.items()}
-        part |= {f"inside {name}": place.float() for name, place in recorded.items()}
+        part |= {
+            f"inside {name}": f.float() if f.is_floating_point() else f
+            for name, f in recorded.items()
+        }
         return {name: tensor.cpu() for name, tensor in part.items()}
 
     parts = []
