@@ -243,7 +243,7 @@ def test_precision_that_cannot_be_had_is_refused(values, monkeypatch):
 
 
 def test_scalars_of_batch_norm_are_part_of_the_fingerprint():
-    data = SimpleNamespace(sets={})
+    data = SimpleNamespace(sets={}, streamed={})
     norm = torch.nn.BatchNorm2d(3)
     before = fingerprint_of(norm, data)
     norm.num_batches_tracked += 1
