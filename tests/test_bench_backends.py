@@ -91,6 +91,22 @@ def test_an_address_where_nothing_answers_is_refused_at_once():
     ray_cluster.check_address("auto")
 
 
+def test_a_cluster_that_does_not_start_is_one_line(monkeypatch):
+    ray = pytest.importorskip("ray")
+    for name in ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "RAY_worker_niceness"):
+        monkeypatch.setenv(name, "0")  # and put back behind the test
+
+    def init(**given):
+        assert given["address"] == "local"
+        raise Exception("The current node timed out\nduring startup.")
+
+    monkeypatch.setattr(ray, "init", init)
+    run_all = ray_cluster.on_ray(None, 1)
+    assert run_all([], lambda name, problem: None) == []  # nothing to do begins nothing
+    with pytest.raises(UserError, match=r"cannot be started .*timed out during startup"):
+        run_all([Command("one", ("run", "x"))], lambda name, problem: None)
+
+
 def test_without_ray_it_is_one_line_and_nothing_runs(values, tmp_path, monkeypatch, capsys):
     real = importlib.util.find_spec
     monkeypatch.setattr(

@@ -151,7 +151,8 @@ def _connected(address: str | None) -> Iterator[Any]:
         )
     except SystemExit:  # of Ray's own handler of SIGTERM
         raise Terminated from None
-    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+    except Exception as error:  # Ray raises bare ones, as where a busy machine is too slow for it
+        ray.shutdown()
         what = "cannot be reached" if address else "(a local one) cannot be started"
         raise UserError(
             f"--ray-address: the Ray cluster {address or ''} {what} "
