@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -77,6 +78,33 @@ def test_a_cluster_is_shared_out(nodes, jobs, room):
 def test_a_cluster_without_cores_is_refused():
     with pytest.raises(UserError, match="no node"):
         ray_cluster.shared_out([{"Alive": True, "Resources": {}}], None)
+
+
+def test_an_address_where_nothing_answers_is_refused_at_once():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, but nothing listens
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(UserError, match=f"nothing answers at '{address}'"):
+            ray_cluster.check_address(address)
+        taken.listen()
+        ray_cluster.check_address(address)
+    ray_cluster.check_address("auto")
+
+
+def test_a_cluster_that_does_not_start_is_one_line(monkeypatch):
+    ray = pytest.importorskip("ray")
+    for name in ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "RAY_worker_niceness"):
+        monkeypatch.setenv(name, "0")  # and put back behind the test
+
+    def init(**given):
+        assert given["address"] == "local"
+        raise Exception("The current node timed out\nduring startup.")
+
+    monkeypatch.setattr(ray, "init", init)
+    run_all = ray_cluster.on_ray(None, 1)
+    assert run_all([], lambda name, problem: None) == []  # nothing to do begins nothing
+    with pytest.raises(UserError, match=r"cannot be started .*timed out during startup"):
+        run_all([Command("one", ("run", "x"))], lambda name, problem: None)
 
 
 def test_without_ray_it_is_one_line_and_nothing_runs(values, tmp_path, monkeypatch, capsys):

@@ -17,6 +17,7 @@ import contextlib
 import importlib.util
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -31,6 +32,8 @@ from kswap.benching.execution import Command, OnEnd, RunAll
 from kswap.benching.processes import GRACE_S, complaint, environment
 from kswap.errors import Terminated, UserError, printable
 
+_ANSWERS_S = 10.0
+"""How long a cluster has to take a connection."""
 _LOOK_S = 0.2
 """How often a task looks whether its command has ended; between looks it can be cancelled."""
 _ALONE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
@@ -63,6 +66,24 @@ def check_ray() -> None:
             "--backend: 'ray' needs Ray, which is not installed; pip install 'kswap[ray]', or take "
             "--backend processes"
         )
+
+
+def check_address(address: str) -> None:
+    """Refuse an address where nothing answers, for which Ray takes minutes.
+
+    Raises:
+        UserError: nothing listens at `HOST:PORT`; other forms are Ray's to judge.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or "/" in address or not port.isdigit() or int(port) > 65535:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWERS_S).close()
+    except OSError as error:
+        raise UserError(
+            f"--ray-address: nothing answers at {address!r} ({error.strerror or error}); begin a "
+            "cluster with `ray start --head`, correct the address, or take --backend processes"
+        ) from None
 
 
 def on_ray(address: str | None, num_jobs: int | None) -> RunAll:
@@ -111,6 +132,8 @@ def shared_out(nodes: Sequence[Mapping[str, Any]], num_jobs: int | None) -> Room
 def _connected(address: str | None) -> Iterator[Any]:
     """Within the context Ray is connected to a cluster; SIGTERM stays ours."""
     check_ray()
+    if address is not None:
+        check_address(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would send statistics home
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # it warns that this changes
     if address is None:
@@ -126,7 +149,10 @@ def _connected(address: str | None) -> Iterator[Any]:
             log_to_driver=False,
             logging_level="CRITICAL",
         )
-    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+    except SystemExit:  # of Ray's own handler of SIGTERM
+        raise Terminated from None
+    except Exception as error:  # Ray raises bare ones, as where a busy machine is too slow for it
+        ray.shutdown()
         what = "cannot be reached" if address else "(a local one) cannot be started"
         raise UserError(
             f"--ray-address: the Ray cluster {address or ''} {what} "
