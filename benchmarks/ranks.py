@@ -226,8 +226,8 @@ def main() -> int:
             f"| {statistics.median(ratios):.2f} ({ratios[0]:.2f}–{ratios[-1]:.2f}) |"
         )
     rows.append(
-        f"\n{options.rounds} rounds of {options.steps} steps; the load average was {load:.1f} when "
-        f"they began, on {os.cpu_count()} cores."
+        f"\n{options.rounds} rounds, steps of each side in a round: {options.steps}; the load "
+        f"average was {load:.1f} when they began, on {os.cpu_count()} cores."
     )
     print("\n".join(rows))
     write_section("several processes", "\n".join(rows), page="performance.md")

@@ -17,6 +17,7 @@ from torch import Tensor, distributed, multiprocessing
 from torch.distributed.tensor import DTensor
 
 from kswap.models import adapter, head
+from kswap.models.checks import repair_config
 from kswap.models.class_tensors import class_tensors
 from kswap.models.fused import fused_adapters
 from kswap.models.sharding import shard
@@ -58,6 +59,7 @@ def near(ours: Tensor, theirs: Tensor) -> bool:
 
 def compare(family: str) -> None:
     base = (FAMILIES | SCENES)[family]()
+    repair_config(base)  # as loading does
     if family in FAMILIES:
         inputs = tiny_inputs(base)
     else:
