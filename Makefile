@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: setup demo test test-all test-browser lint format types imports docs check fuzz fuzz-guided chaos chaos-short bench bench-step bench-speed bench-ranks assets clean
+.PHONY: setup demo test test-all test-browser lint format types imports docs check fuzz fuzz-guided chaos chaos-short bench bench-step bench-speed assets clean
 
 setup: $(INSTALLED)
 
@@ -79,11 +79,17 @@ bench: setup  ## the tables of docs/results.md: hours on 2 cores, goes on where 
 bench-step: setup  ## cost of a training step against two bare forwards
 	$(BIN)/python benchmarks/step.py
 
-bench-speed: setup  ## a step against PEFT, with fused linears and a kept prefix
+bench-speed: setup  ## every table of docs/performance.md and docs/scale.md: hours on 2 cores
 	$(BIN)/python benchmarks/speed.py
-
-bench-ranks: setup  ## two processes of one thread against one of two
 	$(BIN)/python benchmarks/ranks.py
+	$(BIN)/python benchmarks/streaming.py
+	$(BIN)/python benchmarks/scale.py
+	$(BIN)/python scripts/make_benchmark.py
+	for task in classification segmentation detection; do \
+	  $(BIN)/python benchmarks/time_to_score.py $$task || exit 1; \
+	done
+	$(BIN)/python benchmarks/retraining.py fine-tuning --seeds 0 1 2
+	$(BIN)/python benchmarks/retraining.py scratch
 
 assets: setup  ## make the embedded demo models and images again (hours)
 	$(BIN)/python scripts/make_demo_classification.py
