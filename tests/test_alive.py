@@ -126,6 +126,7 @@ def test_a_run_that_dies_while_saving_ends_bit_equal(
     assert outcome(tmp_path / "killed") == undisturbed
 
 
+@pytest.mark.slow
 def test_sigkill_and_the_same_command_again_end_bit_equal(values, undisturbed, tmp_path):
     values["output"] = str(tmp_path / "killed")
     words = command(values, tmp_path)

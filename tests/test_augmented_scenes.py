@@ -22,7 +22,9 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("augment", ["flip", "flip-crop-colour"])
+@pytest.mark.parametrize(
+    "augment", [pytest.param("flip", marks=pytest.mark.slow), "flip-crop-colour"]
+)
 @pytest.mark.parametrize("task", ["segmentation", "detection"])
 def test_a_run_with_augmented_scenes(task, augment, tmp_path):
     values = {**tiny_run(task, tmp_path), "data": {"augment": augment}}

@@ -52,13 +52,14 @@ def assert_same_run(one: Path, two: Path) -> None:
 @pytest.mark.parametrize(
     ("task", "more"),
     [
-        pytest.param("classification", {}, marks=pytest.mark.slow),
+        ("classification", {}),
         ("classification", {"sparsity": {"weight": 0.01, "method": "subgradient"}}),
-        pytest.param("classification", {"depth": "last-1"}, marks=pytest.mark.slow),
-        pytest.param("detection", {}, marks=pytest.mark.slow),
-        pytest.param("segmentation", {}, marks=pytest.mark.slow),
+        ("classification", {"depth": "last-1"}),
+        ("detection", {}),
+        ("segmentation", {}),
     ],
 )
+@pytest.mark.slow
 def test_two_processes_lose_what_one_loses(task, more, tmp_path):
     path = write_config(task, tmp_path, **more)
     one = launch(path, tmp_path / "one", processes=1)

@@ -179,6 +179,7 @@ def test_the_ladder_goes_on_where_there_is_an_a4(more_runs, reference_dir, tmp_p
     assert all(together["audits"][name] == alone["audits"][name] for name in same)
 
 
+@pytest.mark.slow
 def test_copies_of_a_reference_count_once(more_runs, reference_dir, tmp_path):
     copies = [str(shutil.copytree(reference_dir, tmp_path / f"copy{n}")) for n in range(5)]
     notes: list[str] = []
