@@ -18,6 +18,7 @@ import kswap
 from kswap.config import SwapConfig
 from kswap.errors import UserError
 from kswap.plan import plan
+from kswap.swapping import _resolve
 from kswap.training.checkpoint import fingerprint_of
 
 PLAIN = """
@@ -240,6 +241,16 @@ def test_precision_that_cannot_be_had_is_refused(values, monkeypatch):
         ):
             kswap.swap(SwapConfig.from_mapping(values))
     assert not Path(values["output"]).exists()
+
+
+def test_paths_of_splits_become_absolute_and_a_split_without_one_has_none(
+    values, old_images, monkeypatch
+):
+    monkeypatch.chdir(old_images.parent)
+    values["retain"] = {"data": {"train": old_images.name, "test": old_images.name}}
+    data = _resolve(SwapConfig.from_mapping(values)).retain.data
+    assert data.train == data.test == str(old_images)
+    assert data.validation is None
 
 
 def test_scalars_of_batch_norm_are_part_of_the_fingerprint():

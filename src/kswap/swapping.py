@@ -249,6 +249,8 @@ def _resolve(config: SwapConfig) -> SwapConfig:
     def each(data: Any, *, streams: bool) -> Any:
         if isinstance(data, Mapping):
             return {key: each(below, streams=streams) for key, below in data.items()}
+        if not data:  # a split that is not named
+            return data
         return absolute(data, is_pattern=streams and bool(set("*?[{") & set(data)))
 
     values = config.to_mapping()
