@@ -98,7 +98,8 @@ def look_for_prefix(
     Args:
         trainee: narrowed to what trains in the stage.
         stage: the stage.
-        images: some training images.
+        images: some training images of a role of the stage. Of what the stage does not know there
+            are no losses of masks, and a model's classes alone need not show what masks read.
         blocks: names of all blocks, in the order of the forward.
     """
     set_modes(trainee.model, checkpointing=False)
@@ -169,7 +170,7 @@ def cached_sources(
         on_note(f"{told}; they run at every step, since the base's answers exceed the memory limit")
         return None
     if cache is None or cache.num_frozen != num_frozen:
-        some = next(iter(sources.values())).images
+        some = next(source.images for role, source in sources.items() if role in stage.active)
         prefix = look_for_prefix(trainee, stage, some, blocks)
         if prefix is None or (prefix.reads_pixels and settings.augment != "none"):
             on_note(f"{told}; they run at every step, since this model's cannot be kept apart")

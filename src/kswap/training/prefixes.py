@@ -59,7 +59,7 @@ class Prefixes:
             probe: makes a copy of what will be trained, narrowed to what trains in the stage.
             stage: the first one.
             num_frozen: blocks that do not train in it; None: not known yet.
-            sets: all training and test images.
+            sets: all training and test images, those of a role of the stage first.
             blocks: names of all blocks, in the order of the forward.
             views_change_answers: whether the base answers anew for every view.
         """
