@@ -53,6 +53,15 @@ def test_losses_are_those_of_a_run_that_computes_everything(task, tmp_path):
         assert torch.allclose(values, other[name], atol=1e-5), name
 
 
+def test_a_first_stage_that_does_not_know_the_images_to_learn_keeps_what_masks_read(tmp_path):
+    notes: list[str] = []
+    _, kept, _ = run("segmentation", tmp_path / "kept", order="F", notes=notes)
+    assert any("in memory" in note for note in notes), notes
+    off = {"training": {"prefix_cache": False}}
+    _, computed, _ = run("segmentation", tmp_path / "computed", order="F", **off)
+    assert_alike(kept, computed, 1e-5)
+
+
 def test_what_exceeds_the_memory_limit_lies_in_a_file_and_changes_nothing(tmp_path):
     notes: list[str] = []
     _, kept, _ = run("classification", tmp_path / "memory")

@@ -149,11 +149,7 @@ class Run:
             lambda: self._probe(copy.deepcopy(model)),
             self.stages[0],
             None if self.position.stages or self.data.streamed else said,
-            [
-                self.data.sets[role][split]
-                for role in sorted(self.data.sets, key=lambda r: r not in self.stages[0].active)
-                for split in ("train", "test")
-            ],
+            self.data.sets,
             [block.name for block in blocks],
             views_change_answers=self.task.teacher_sees_views,
         )

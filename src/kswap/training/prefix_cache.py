@@ -66,6 +66,11 @@ class CacheSettings:
     memory_limit_bytes: int
     disk_limit_bytes: int
 
+    @property
+    def views(self) -> range:
+        """The views that are kept of each image."""
+        return range(self.num_views if self.augment != "none" else 1)
+
 
 def joined(parts: Sequence[Kept]) -> Kept:
     """Lay parts end to end."""
@@ -91,19 +96,22 @@ def bare(trainee: Trainee) -> Any:
 
 
 def look_for_prefix(
-    trainee: Trainee, stage: Stage, images: ImageSet, blocks: Sequence[str]
+    trainee: Trainee, stage: Stage, sets: Mapping[Role, ImageSet], blocks: Sequence[str]
 ) -> Prefix | None:
     """Return what need not run again in a stage; None, where that cannot be told.
+
+    It is looked for on images of a role of the stage: of classes that the stage does not know there
+    are no losses of masks, and a model's answers alone need not show what its masks read.
 
     Args:
         trainee: narrowed to what trains in the stage.
         stage: the stage.
-        images: some training images of a role of the stage. Of what the stage does not know there
-            are no losses of masks, and a model's classes alone need not show what masks read.
+        sets: training images by role.
         blocks: names of all blocks, in the order of the forward.
     """
     set_modes(trainee.model, checkpointing=False)
     view = trainee.views[stage.name]
+    images = next(images for role, images in sets.items() if role in stage.active)
     rows = np.resize(np.arange(len(images)), 2 * _TRIAL)
     parts = [rows[:_TRIAL], rows[: _TRIAL - 1], rows[_TRIAL:]]
     first, fewer, others = (make_examples(take(images, part), trainee.pixels) for part in parts)
@@ -170,13 +178,13 @@ def cached_sources(
         on_note(f"{told}; they run at every step, since the base's answers exceed the memory limit")
         return None
     if cache is None or cache.num_frozen != num_frozen:
-        some = next(source.images for role, source in sources.items() if role in stage.active)
-        prefix = look_for_prefix(trainee, stage, some, blocks)
+        sets = {role: source.images for role, source in sources.items()}
+        prefix = look_for_prefix(trainee, stage, sets, blocks)
         if prefix is None or (prefix.reads_pixels and settings.augment != "none"):
             on_note(f"{told}; they run at every step, since this model's cannot be kept apart")
             return None
         cache = PrefixCache(prefix, num_frozen)
-    views = settings.num_views if settings.augment != "none" else 1
+    views = len(settings.views)
     count = sum(len(source.images) for role, source in sources.items() if role not in cache.sources)
     size = cache.prefix.bytes_per_image * count * views
     room = min(gathered_objects(shutil.disk_usage(folder.parent).free))
@@ -216,14 +224,15 @@ def _fill(
 ) -> None:
     """Keep every view of the images of roles that are not there yet."""
     set_modes(trainee.model, checkpointing=False)
-    views = range(settings.num_views if settings.augment != "none" else 1)
     missing = [role for role in sources if role not in cache.sources]
     batch_size = settings.batch_size
-    total = len(views) * sum(-(-len(sources[role].images) // batch_size) for role in missing)
+    total = len(settings.views) * sum(
+        -(-len(sources[role].images) // batch_size) for role in missing
+    )
     done = 0
     for role in missing:
         found = []
-        for number in views:
+        for number in settings.views:
             changed = _Changed()
             seed = (trainee.seed, ROLES.index(role), number)
             images = sources[role].images

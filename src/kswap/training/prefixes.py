@@ -19,7 +19,7 @@ from torch import Tensor
 from kswap.data import ImageSet
 from kswap.gathering import interleaved
 from kswap.plan import Stage
-from kswap.settings import Role
+from kswap.settings import Role, Split
 from kswap.training.loop import Trainee
 from kswap.training.prefix_cache import (
     CacheSettings,
@@ -45,7 +45,7 @@ class Prefixes:
         probe: Callable[[], Trainee],
         stage: Stage,
         num_frozen: int | None,
-        sets: Sequence[ImageSet],
+        sets: Mapping[Role, Mapping[Split, ImageSet]],
         blocks: Sequence[str],
         *,
         views_change_answers: bool,
@@ -59,18 +59,19 @@ class Prefixes:
             probe: makes a copy of what will be trained, narrowed to what trains in the stage.
             stage: the first one.
             num_frozen: blocks that do not train in it; None: not known yet.
-            sets: all training and test images, those of a role of the stage first.
+            sets: all images by role; training and test images are kept.
             blocks: names of all blocks, in the order of the forward.
             views_change_answers: whether the base answers anew for every view.
         """
         settings = self.settings
         as_they_are = ("none",) if views_change_answers else ("none", "flip")
-        alike = len({images.images.shape[1:] for images in sets}) == 1
+        kept = [splits[split] for splits in sets.values() for split in ("train", "test")]
+        alike = len({images.images.shape[1:] for images in kept}) == 1
         if not (num_frozen and settings.is_on and alike and settings.augment in as_they_are):
             return
-        prefix = look_for_prefix(probe(), stage, sets[0], blocks)
-        views = settings.num_views if settings.augment != "none" else 1
-        count = views * sum(map(len, sets))
+        train = {role: splits["train"] for role, splits in sets.items()}
+        prefix = look_for_prefix(probe(), stage, train, blocks)
+        count = len(settings.views) * sum(map(len, kept))
         if prefix is not None and prefix.bytes_per_image * count <= settings.memory_limit_bytes:
             self.cache = PrefixCache(prefix, num_frozen)
 
