@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -18,10 +18,13 @@ from kswap.arrays import Confusion, Marks, Unit
 from kswap.data import ImageSet
 from kswap.data.samples import Samples, take
 from kswap.gathering import batches
-from kswap.models.features import Places, Tokens
+from kswap.models.features import Places
 from kswap.objectives import Units
 from kswap.objectives.units import Bank
 from kswap.settings import Role, TermConfig
+
+if TYPE_CHECKING:
+    from kswap.tasks.inside import Slots
 
 Pixels = Callable[[Any], Tensor]
 """From images as they are kept to what the model takes, (images, 3, height, width) on its
@@ -141,19 +144,15 @@ class Task(Protocol):
         Scenes have units of their own for objectives on features, where the view has places.
         """
 
-    def inside(
-        self,
-        model: nn.Module,
-        tokens: Tokens,
-        examples: Examples,
-        taught: Teacher,
-        places: Places,
-        num_slots: int,
-    ) -> Teacher:
-        """Return the features of the units of scenes in a forward that `teach` made.
+    def slots(self, examples: Examples, answers: Teacher, most: int) -> Slots | None:
+        """Return the units of a batch of scenes that objectives on features look at, or None.
 
-        Place -> (images, slots, size), and their classes; see `kswap.tasks.inside`. Of whole images
-        there is nothing to do.
+        None: an image is one unit.
+
+        Args:
+            examples: the batch, with its annotations.
+            answers: what a model says of it, as `teach` returns it.
+            most: units of an image.
         """
 
     def divisors(

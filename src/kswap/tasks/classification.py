@@ -13,7 +13,6 @@ from kswap.arrays import Confusion, Marks, Unit
 from kswap.data import ImageSet
 from kswap.data.samples import Samples
 from kswap.gathering import in_order
-from kswap.models.features import Places, Tokens
 from kswap.models.head import recorded_head_inputs
 from kswap.objectives import Units, has_role
 from kswap.settings import TermConfig
@@ -48,17 +47,8 @@ class Classification:
             )
         ]
 
-    def inside(
-        self,
-        model: nn.Module,
-        tokens: Tokens,
-        examples: Examples,
-        taught: Teacher,
-        places: Places,
-        num_slots: int,
-    ) -> Teacher:
+    def slots(self, examples: Examples, answers: Teacher, most: int) -> None:
         """A unit is an image: its features are recorded pooled."""
-        return {}
 
     def divisors(
         self, samples: Samples, roles: Tensor, terms: Mapping[str, TermConfig], view: View

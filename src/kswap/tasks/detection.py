@@ -18,7 +18,7 @@ from kswap.arrays import Unit
 from kswap.data import ImageSet
 from kswap.data.samples import Samples, take
 from kswap.gathering import in_order
-from kswap.models.features import Places, Tokens, recorded_tokens
+from kswap.models.features import recorded_tokens
 from kswap.models.head import recorded_head_inputs
 from kswap.models.tokens import box_masks
 from kswap.objectives import Units
@@ -30,7 +30,6 @@ from kswap.tasks.coco_map import coco_map
 from kswap.tasks.criteria import Layer, decompose, outputs_only
 from kswap.tasks.dense import object_divisors, roles_of
 from kswap.tasks.inside import (
-    UNIT_IDS,
     Slots,
     features_of,
     inside_units,
@@ -82,7 +81,7 @@ class Detection:
             return units
         assert final.boxes is not None
         slots = slots_of_objects(examples, final.boxes.detach(), view.num_slots)
-        found = features_of(tokens, slots, view.places, model, size=size_of(examples))
+        found = features_of(tokens, slots, view.places, model, examples)
         answers = None
         if teacher is not None:
             near = slots_of_objects(examples, teacher["boxes"], view.num_slots).queries
@@ -93,19 +92,9 @@ class Detection:
             inside_units(found, slots, examples, view, base_logits=answers, teacher=teacher),
         ]
 
-    def inside(
-        self,
-        model: nn.Module,
-        tokens: Tokens,
-        examples: Examples,
-        taught: Teacher,
-        places: Places,
-        num_slots: int,
-    ) -> Teacher:
+    def slots(self, examples: Examples, answers: Teacher, most: int) -> Slots:
         """Units are the annotated objects, crowds aside."""
-        slots = slots_of_objects(examples, taught["boxes"], num_slots)
-        found = features_of(tokens, slots, places, model, size=size_of(examples))
-        return {**found, UNIT_IDS: slots.class_ids}
+        return slots_of_objects(examples, answers["boxes"], most)
 
     def divisors(
         self, samples: Samples, roles: Tensor, terms: Mapping[str, TermConfig], view: View

@@ -145,8 +145,7 @@ def features_of(
     slots: Slots,
     places: Places,
     model: nn.Module,
-    *,
-    size: tuple[int, int],
+    examples: Examples,
 ) -> dict[str, Tensor]:
     """Return place -> (images, slots, features), with their graph; 0 in empty slots.
 
@@ -157,7 +156,7 @@ def features_of(
         slots: of its images.
         places: as they were recorded.
         model: bare or wrapped by PEFT.
-        size: height and width of the images.
+        examples: its images.
     """
     wrapped: Any = model
     base = wrapped.get_base_model() if hasattr(model, "get_base_model") else wrapped
@@ -176,10 +175,18 @@ def features_of(
             layers[f"{number} mean"] = as_tokens(tokens.blocks[number], count, channels)
     found = {}
     for name, (values, grid) in layers.items():
-        rows = _of_units(values.float(), grid, slots, size)
+        rows = _of_units(values.float(), grid, slots, size_of(examples))
         if rows is not None:
             found[name] = rows
     return found
+
+
+def features_by_slot(
+    tokens: Tokens, slots: Slots, places: Places, model: nn.Module, examples: Examples
+) -> Teacher:
+    """Return the features of units, as `features_of`, and beside them their classes."""
+    found = features_of(tokens, slots, places, model, examples)
+    return {**found, UNIT_IDS: slots.class_ids}
 
 
 def _of_units(
@@ -200,6 +207,11 @@ def _of_units(
             pooled(image, own, extra=extra, grids=grids)
             for image, own in zip(tokens, slots.masks, strict=True)
         ]
+    return _in_slots(rows, slots)
+
+
+def _in_slots(rows: Sequence[Tensor], slots: Slots) -> Float[Tensor, "images slots features"]:
+    """Return the rows of each image's units in its slots, 0 in empty ones."""
     most = slots.class_ids.shape[1]
     return torch.stack([nn.functional.pad(own, (0, 0, 0, most - len(own))) for own in rows])
 
@@ -225,12 +237,7 @@ def inside_units(
     """
     roles = roles_of(slots.class_ids, view)
     there = (slots.class_ids >= 0) & (roles >= 0)
-    logits = None
-    if base_logits is not None:
-        most = slots.class_ids.shape[1]
-        logits = torch.stack(
-            [nn.functional.pad(own, (0, 0, 0, most - len(own))) for own in base_logits]
-        )[there]
+    logits = None if base_logits is None else _in_slots(base_logits, slots)[there]
     base = {name: kept[there] for name, kept in (teacher or {}).items() if name in features}
     return Units(
         class_ids=slots.class_ids[there],

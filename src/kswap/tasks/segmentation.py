@@ -21,7 +21,7 @@ from kswap.data import ImageSet
 from kswap.data.samples import Samples, take
 from kswap.data.sets import IGNORE, OPEN
 from kswap.gathering import gathered_objects, own_batches
-from kswap.models.features import Places, Tokens, recorded_tokens
+from kswap.models.features import recorded_tokens
 from kswap.models.head import recorded_head_inputs
 from kswap.objectives import NEEDS_FEATURES, Units
 from kswap.settings import TermConfig
@@ -38,11 +38,10 @@ from kswap.tasks.criteria import (
 )
 from kswap.tasks.dense import count_objects, object_divisors, roles_of, truth_at
 from kswap.tasks.inside import (
-    UNIT_IDS,
+    Slots,
     answers_on_regions,
     features_of,
     inside_units,
-    size_of,
     slots_of_regions,
 )
 from kswap.tasks.miou import IoU
@@ -85,7 +84,7 @@ class Segmentation:
         if not view.places or view.bank is None:
             return units
         slots = slots_of_regions(examples, masks, view.num_slots)
-        found = features_of(tokens, slots, view.places, model, size=size_of(examples))
+        found = features_of(tokens, slots, view.places, model, examples)
         answers = None
         if teacher is not None:
             assert examples.masks is not None
@@ -95,19 +94,9 @@ class Segmentation:
             inside_units(found, slots, examples, view, base_logits=answers, teacher=teacher),
         ]
 
-    def inside(
-        self,
-        model: nn.Module,
-        tokens: Tokens,
-        examples: Examples,
-        taught: Teacher,
-        places: Places,
-        num_slots: int,
-    ) -> Teacher:
+    def slots(self, examples: Examples, answers: Teacher, most: int) -> Slots:
         """Units are the regions of the annotated classes."""
-        slots = slots_of_regions(examples, taught.get("masks"), num_slots)
-        found = features_of(tokens, slots, places, model, size=size_of(examples))
-        return {**found, UNIT_IDS: slots.class_ids}
+        return slots_of_regions(examples, answers.get("masks"), most)
 
     def divisors(
         self, samples: Samples, roles: Tensor, terms: Mapping[str, TermConfig], view: View

@@ -17,6 +17,7 @@ from kswap.objectives import NEEDS_BASE
 from kswap.plan import Stage
 from kswap.settings import Role
 from kswap.tasks import Examples, Pixels, Task, Teacher, example_batches, make_examples
+from kswap.tasks.inside import features_by_slot
 
 Features = dict[str, tuple[Tensor, Tensor]]
 """Head -> features (units, size) and class ids (units,), -1 for a unit without a class."""
@@ -69,9 +70,10 @@ def teach(
     """Return what the base model answers, and the features of units of scenes at `places`."""
     with recorded_tokens(model, places) as tokens:
         taught = task.teach(model, examples, num_base=num_base)
-    if places:
-        taught = {**taught, **task.inside(model, tokens, examples, taught, places, num_slots)}
-    return taught
+    slots = task.slots(examples, taught, num_slots) if places else None
+    if slots is None:
+        return taught
+    return {**taught, **features_by_slot(tokens, slots, places, model, examples)}
 
 
 @torch.no_grad()
@@ -105,9 +107,10 @@ def observe(
         else:
             with recorded_tokens(model, places) as tokens:
                 taught, found = task.features(model, examples, heads)
-            recorded = {}
-            if places:
-                recorded = task.inside(model, tokens, examples, taught, places, num_slots)
+            slots = task.slots(examples, taught, num_slots) if places else None
+            recorded = (
+                {} if slots is None else features_by_slot(tokens, slots, places, model, examples)
+            )
         part = {f"answers {name}": kept for name, kept in taught.items()}
         part |= {f"features {name}": units for name, (units, _) in found.items()}
         part |= {f"classes {name}": class_ids for name, (_, class_ids) in found.items()}
