@@ -40,6 +40,8 @@ from kswap.data.build import build_data
 from kswap.demo import demo_config
 from kswap.models.head import drop_rows, extend_head
 from kswap.models.loading import load_base
+from kswap.settings import OptimiserConfig
+from kswap.training.optimiser import learning_rate
 
 EPOCHS = (1, 2, 4, 8)
 NEAR = 0.005
@@ -87,14 +89,14 @@ def trained(
     generator = torch.Generator().manual_seed(seed)
     per_epoch = math.ceil(len(images.labels) / BATCH)
     total, done, spent = epochs * per_epoch, 0, 0.0
+    shape = OptimiserConfig(lr=1.0, warmup_fraction=0.1)  # warm-up and cosine
     for _ in range(epochs):
         begin = time.process_time()
         model.train()
         for rows in torch.randperm(len(images.labels), generator=generator).split(BATCH):
-            warm = max(1, total // 10)
-            cosine = 0.5 * (1 + math.cos(math.pi * (done - warm) / max(1, total - warm)))
+            share = learning_rate(shape, done, total)
             for group in optimiser.param_groups:
-                group["lr"] = group["top"] * ((done + 1) / warm if done < warm else cosine)
+                group["lr"] = group["top"] * share
             pixels = images.pixels[rows]
             flip = torch.rand(len(rows), generator=generator) < 0.5
             pixels = torch.where(flip[:, None, None, None], pixels.flip(-1), pixels)

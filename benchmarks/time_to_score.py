@@ -78,7 +78,7 @@ def watched(config: SwapConfig, *, fused: bool) -> Watch:
     begin = [0.0]
     train_of_run, train_stage = running.Run._train, running.train_stage
 
-    def clocked(run: Any, stage: Any, *others: Any) -> Any:
+    def clocked(run: Any, streams: Any, stage: Any, *others: Any) -> Any:
         begin[0] = time.perf_counter()
         watch.aside_s = 0.0
 
@@ -102,7 +102,7 @@ def watched(config: SwapConfig, *, fused: bool) -> Watch:
             train_stage(trainee, stage, streams, optimiser, after_step=look, **more)
 
         with mock.patch.object(running, "train_stage", looking):
-            done = train_of_run(run, stage, *others)
+            done = train_of_run(run, streams, stage, *others)
         if stage.kind == "forget":
             watch.stage_s = time.perf_counter() - begin[0] - watch.aside_s
             total = len(run.blocks)

@@ -8,7 +8,7 @@ padded to the longest. One process alone computes, and gathers, nothing else tha
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kswap.ranks import shards_base
@@ -108,6 +108,13 @@ def interleaved(own: Sequence[Part]) -> list[Part]:
     return [
         part for turn in range(rounds) for part in gathered(own[turn] if turn < len(own) else None)
     ]
+
+
+def joined(parts: Sequence[Mapping[str, Tensor]]) -> Part:
+    """Lay the parts of several batches end to end; nothing, where there are none."""
+    import torch
+
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
 
 
 def _cut(raw: Tensor, about: Sequence[tuple[str, Any, tuple[int, ...]]]) -> Part:

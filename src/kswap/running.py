@@ -170,13 +170,17 @@ class Run:
         """Return the base where it trains, in what `training.base_weights` says."""
         bits = self.config.training.base_weights
         if bits == "fp32":  # one that is sharded goes to its devices part by part
-            return self.loaded.model if shards_base() else self.loaded.model.to(self._device)
+            return (
+                self.loaded.model
+                if shards_base()
+                else self.loaded.model.to(self.accelerator.device)
+            )
         half = {"bf16": torch.bfloat16, "fp16": torch.float16}
         model = load_quantised(
             self.loaded,
             bits,
             blocks=structure.find_ffn_blocks(self.loaded.model),
-            device=self._device,
+            device=self.accelerator.device,
             compute=half.get(self.config.training.precision, torch.float32),
         )
         count = len(quantised_linears(model))
@@ -185,11 +189,6 @@ class Run:
             "adapter on the base in full precision"
         )
         return model
-
-    @property
-    def _device(self) -> torch.device:
-        device: torch.device = self.accelerator.device
-        return device
 
     def _shard(self, model: Any) -> None:
         """Leave this process its part of the base, in place."""
@@ -204,7 +203,12 @@ class Run:
             apart = [f"{name}.{kind}" for name in self.heads for kind in ("weight", "bias")]
         else:
             apart = [f"{one.module}.{one.name}" for one in class_tensors(model)]
-        shard(model, [block.name for block in self.blocks], apart=apart, device=self._device)
+        shard(
+            model,
+            [block.name for block in self.blocks],
+            apart=apart,
+            device=self.accelerator.device,
+        )
         if self.config.training.prefix_cache:
             self.on_note(
                 "the base is sharded (FSDP): all blocks run at every step, also those below the "
@@ -334,7 +338,7 @@ class Run:
         forgotten[list(self.data.class_ids.get("forget", ()))] = True
         roles = {role: stage.role_of(role) for role in ROLES}
         codes = {role: ROLES.index(at) for role, at in roles.items() if at is not None}
-        num_rows = len(self.data.id2label) if stage.knows_learned else self.data.num_base_classes
+        num_rows = self._num_rows(stage.knows_learned)
         device = self.accelerator.device
         return View(
             role_of_row=roles_of_rows(self.data.class_ids, codes)[:num_rows].to(device),
@@ -346,6 +350,10 @@ class Run:
             draws=draws(stage),
             as_if_absent=sees_without(stage, self.task),
         )
+
+    def _num_rows(self, knows_learned: bool) -> int:
+        """Return how many rows of the head take part."""
+        return len(self.data.id2label) if knows_learned else self.data.num_base_classes
 
     def _stage(
         self,
@@ -365,7 +373,7 @@ class Run:
             if stage.config.dampening is not None:
                 num_steps, done = 0, {"dampening": self._dampen(stage, trainee, sources)}
             else:
-                num_steps = self._trained(stage, trainee, swapped, sources, tensors, events)
+                num_steps = self._trained(stage, trainee, sources, tensors, events)
             if stage.index == len(self.stages) and stage.knows_learned:
                 lower_new_rows(
                     swapped,
@@ -374,9 +382,7 @@ class Run:
                     num_new=len(self.data.class_ids["learn"]),
                     nats=self.config.head.margin,
                 )
-            num_rows = (
-                len(self.data.id2label) if stage.knows_learned else self.data.num_base_classes
-            )
+            num_rows = self._num_rows(stage.knows_learned)
             self.position.stages.append(self._scored(stage.name, swapped, num_rows) | done)
             self.position.total_steps += num_steps
             self.position.stage, self.position.step = stage.index + 1, 0
@@ -408,15 +414,27 @@ class Run:
         self,
         stage: Stage,
         trainee: Trainee,
-        swapped: Any,
         sources: Mapping[Role, Source],
         tensors: Mapping[str, Tensor],
         events: EventLog,
     ) -> int:
         """Do the steps of a stage, check that everything moved, and return their number."""
-        with fused_adapters(swapped):
-            num_steps, before, seconds = self._train(stage, trainee, sources, tensors, events)
+        swapped: Any = trainee.model
+        if not self.position.step:
+            self.position.streams = {}
+        with (
+            fused_adapters(swapped),
+            Streams(
+                stage,
+                {role: [source] for role, source in sources.items()},
+                seed=self.config.seed,
+                first_step=self.position.step,
+                places=self.position.streams,
+            ) as streams,
+        ):
+            before, seconds = self._train(streams, stage, trainee, sources, tensors, events)
         begin = time.perf_counter() - seconds
+        num_steps = streams.num_steps
         adapters.check_moved(before, swapped, stage=stage.name, num_steps=num_steps)
         if stage.config.negate is not None:
             adapters.negate(swapped, before, stage.config.negate)
@@ -443,33 +461,14 @@ class Run:
 
     def _train(
         self,
-        stage: Stage,
-        trainee: Trainee,
-        sources: Mapping[Role, Source],
-        tensors: Mapping[str, Tensor],
-        events: EventLog,
-    ) -> tuple[int, dict[str, Tensor], float]:
-        """Do the steps of a stage; return their number, the adapter before them, and seconds."""
-        if not self.position.step:
-            self.position.streams = {}
-        with Streams(
-            stage,
-            {role: [source] for role, source in sources.items()},
-            seed=self.config.seed,
-            first_step=self.position.step,
-            places=self.position.streams,
-        ) as streams:
-            return self._train_on(streams, stage, trainee, sources, tensors, events)
-
-    def _train_on(
-        self,
         streams: Streams,
         stage: Stage,
         trainee: Trainee,
         sources: Mapping[Role, Source],
         tensors: Mapping[str, Tensor],
         events: EventLog,
-    ) -> tuple[int, dict[str, Tensor], float]:
+    ) -> tuple[dict[str, Tensor], float]:
+        """Do the steps of a stage; return the adapter before them, and their seconds."""
         swapped: Any = trainee.model
         before = adapters.snapshot(swapped)
         if not self.position.step:
@@ -526,7 +525,7 @@ class Run:
             self.on_note(f"stage {stage.name}: {note}")
         if analysis is not None:
             self._write_analysis(stage, swapped, analysis)
-        return streams.num_steps, before, time.perf_counter() - begin
+        return before, time.perf_counter() - begin
 
     def _any_interrupted(self) -> bool:
         """Whether one of the processes is to stop: all of them stop at the same step."""
@@ -804,13 +803,13 @@ class Run:
         begin = time.perf_counter()
         whole = self._adapted(self.loaded.model)  # on the CPU until now, its head as it came
         artefact.load_trainable_state(whole, artefact.trainable_state(swapped))
-        learned = any("learn" in stage.active for stage in self.stages)
+        learned = any(stage.knows_learned for stage in self.stages)
         scored = score_roles(
             artefact.merged_model(whole).to(self.accelerator.device),
             self.task,
             self.data,
             split="test",
-            num_rows=len(self.data.id2label) if learned else self.data.num_base_classes,
+            num_rows=self._num_rows(learned),
             batch_size=self.config.training.eval_batch_size,
             pixels=self._pixels,
         )

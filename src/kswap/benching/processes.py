@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from kswap.benching.execution import Command, OnEnd, RunAll
 
@@ -40,15 +40,7 @@ class Children:
         with self._lock:
             if self.stopped:
                 return "was not begun"
-            child = subprocess.Popen(
-                [sys.executable, "-m", "kswap", *words],
-                env=environment(threads),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-                errors="backslashreplace",
-            )
+            child = started(words, threads)
             self._running.add(child)
         try:
             _, said = child.communicate()
@@ -103,9 +95,26 @@ def threads_each(num_jobs: int) -> int:
     return max(1, (os.cpu_count() or 1) // num_jobs)
 
 
-def environment(threads: int) -> Mapping[str, str]:
-    """Return the environment of a child with so many threads."""
-    return {**os.environ, "OMP_NUM_THREADS": str(threads)}
+def started(
+    words: Sequence[str], threads: int, *, folder: str | None = None
+) -> subprocess.Popen[str]:
+    """Start `kswap` with these words; what it complains of can be read from its `stderr`.
+
+    Args:
+        words: what follows `kswap`.
+        threads: of its own.
+        folder: where it runs; None: here.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-m", "kswap", *words],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="backslashreplace",
+    )
 
 
 def complaint(status: int, said: str) -> str:

@@ -29,7 +29,7 @@ from typing import Any
 
 from kswap._version import __version__
 from kswap.benching.execution import Command, OnEnd, RunAll
-from kswap.benching.processes import GRACE_S, complaint, environment
+from kswap.benching.processes import GRACE_S, complaint, started
 from kswap.errors import Terminated, UserError, printable
 
 _ANSWERS_S = 10.0
@@ -235,16 +235,7 @@ def _call_there(words: Sequence[str], threads: int, folder: str, version: str) -
         return f"the node {_node()} has kswap {__version__}, not {version}; install the same"
     if not Path(folder).is_dir():
         return f"the node {_node()} has no folder {folder}; all nodes must share it"
-    child = subprocess.Popen(
-        [sys.executable, "-m", "kswap", *words],
-        cwd=folder,
-        env=environment(threads),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="backslashreplace",
-    )
+    child = started(words, threads, folder=folder)
     said: list[str] = []
     reader = threading.Thread(target=lambda: said.append((child.stderr or sys.stdin).read()))
     reader.start()

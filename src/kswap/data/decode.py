@@ -105,11 +105,11 @@ def decode_all(
         digest = content_hash(image)
         if found is not None and not _may_be_used(digest, shares[index], seed):
             return digest, None
+        item = items[index]
         try:
-            return digest, fitter(image)
-        except Exception as error:  # a size that the processor cannot handle
-            name = items[index].table.name(items[index].row)
-            return BadImageError(name, f"the processor fails: {error}")
+            return digest, fit(image, fitter, lambda: item.table.name(item.row))
+        except BadImageError as error:
+            return error
 
     try:
         with closing(in_order(prepare, len(items), on_progress)) as results:
@@ -139,6 +139,18 @@ def decode_all(
             else "no images"
         )
     return found
+
+
+def fit(image: Image.Image, fitter: Fitter, name: Callable[[], str]) -> NDArray[Any]:
+    """Return an image as the processor leaves it.
+
+    Raises:
+        BadImageError: the processor cannot handle its size.
+    """
+    try:
+        return fitter(image)
+    except Exception as error:
+        raise BadImageError(name(), f"the processor fails: {error}") from None
 
 
 def check_size(fitted: NDArray[Any], example: NDArray[Any], item: Item) -> None:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kswap.data.decode import content_hash, refuse
+from kswap.data.decode import content_hash, fit, refuse
 from kswap.data.images import BadImageError, decode, known_formats
 from kswap.data.pixels import Fitter
 from kswap.data.shards import Shards
@@ -269,14 +269,11 @@ class Reader:
         try:
             source = cell.image
             image = decode(source, name=str(source) if isinstance(source, Path) else cell.name)
+            if content_hash(image) in self.images.held:
+                return None
+            fitted = fit(image, self.images.fitter, lambda: cell.name)
         except BadImageError as error:
             return error
-        if content_hash(image) in self.images.held:
-            return None
-        try:
-            fitted = self.images.fitter(image)
-        except Exception as error:  # a size that the processor cannot handle
-            return BadImageError(cell.name, f"the processor fails: {error}")
         if fitted.shape != self.images.example.shape:
             return BadImageError(
                 cell.name,

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from kswap.models.structure import FfnBlock
+from kswap.models.wrapping import bare
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,7 @@ def recorded_features(model: nn.Module, places: Places) -> Iterator[dict[str, Te
         `head`, `head 2` ... and for block 3 `3 mean` and, where it has a row of tokens, `3 first`:
         the class token of models that have one.
     """
-    wrapped: Any = model
-    base = wrapped.get_base_model() if hasattr(model, "get_base_model") else wrapped
+    base = bare(model)
     found: dict[str, Tensor] = {}
     handles = [
         # of PEFT's wrapper where there is one: it is called whichever head it then calls
@@ -83,8 +83,7 @@ def recorded_tokens(model: nn.Module, places: Places) -> Iterator[Tokens]:
         model: bare or wrapped by PEFT.
         places: what to record.
     """
-    wrapped: Any = model
-    base = wrapped.get_base_model() if hasattr(model, "get_base_model") else wrapped
+    base = bare(model)
     tokens = Tokens()
 
     def receive(number: int) -> Any:

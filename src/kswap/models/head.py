@@ -21,6 +21,7 @@ from kswap.models.class_tensors import class_tensors, heads_of, insert_rows, kee
 from kswap.models.rows import class_mean_rows, random_rows
 from kswap.models.structure import linear_names, shown
 from kswap.models.trace import Node, trace
+from kswap.models.wrapping import bare
 
 Head = nn.Linear | nn.Conv2d
 
@@ -72,9 +73,7 @@ def is_classifier(model: nn.Module) -> bool:
 
 def head_linear(model: nn.Module, name: str) -> Head:
     """Return the head that computes: of a bare model, or the trained copy inside a PEFT model."""
-    wrapped: Any = model
-    base = wrapped.get_base_model() if hasattr(model, "get_base_model") else wrapped
-    module: Any = base.get_submodule(name)
+    module: Any = bare(model).get_submodule(name)
     if hasattr(module, "modules_to_save"):
         module = module.modules_to_save[module.active_adapter]
     if not isinstance(module, nn.Linear | nn.Conv2d):

@@ -66,11 +66,9 @@ def load_base(name_or_path: str) -> Loaded:
     Raises:
         UserError: it is missing, incomplete, damaged, quantised, pickled, or no image classifier.
     """
-    local = _local_folder(name_or_path)
+    local, where, offline = _found(name_or_path)
     if local is not None:
         check_folder(local)
-    where = name_or_path if local is None else str(local)
-    offline = local is None and _hub_is_out_of_reach()
     values = _config_values(name_or_path, where, offline)
     task = check_config(name_or_path, values)
     model = _load_model(name_or_path, where, local is None, offline, _class_of(values, task))
@@ -93,9 +91,7 @@ def load_weights(
     Raises:
         UserError: as `load_base`.
     """
-    local = _local_folder(name_or_path)
-    where = name_or_path if local is None else str(local)
-    offline = local is None and _hub_is_out_of_reach()
+    local, where, offline = _found(name_or_path)
     values = _config_values(name_or_path, where, offline)
     if revision is not None:
         options["revision"] = revision
@@ -112,11 +108,9 @@ def find_task(name_or_path: str) -> TaskName:
     Raises:
         UserError: it is missing, or nothing that kswap can change.
     """
-    local = _local_folder(name_or_path)
+    local, where, offline = _found(name_or_path)
     if local is not None:
         check_folder(local)
-    where = name_or_path if local is None else str(local)
-    offline = local is None and _hub_is_out_of_reach()
     return check_config(name_or_path, _config_values(name_or_path, where, offline))
 
 
@@ -213,6 +207,12 @@ def _local_folder(name: str) -> Path | None:
             "or give a hub id (owner/name)"
         )
     return None
+
+
+def _found(name: str) -> tuple[Path | None, str, bool]:
+    """Return the folder that is meant (if any), where to load from, and whether the hub is out."""
+    local = _local_folder(name)
+    return local, name if local is None else str(local), local is None and _hub_is_out_of_reach()
 
 
 def _config_values(name: str, where: str, offline: bool) -> dict[str, Any]:

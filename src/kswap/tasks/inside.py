@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from kswap.data import ImageSet
 from kswap.models.features import Places, Tokens, width_of
 from kswap.models.tokens import as_tokens, pooled, scales_of
+from kswap.models.wrapping import bare
 from kswap.objectives import Units
 from kswap.tasks import Examples, Teacher, View
 from kswap.tasks.dense import roles_of, truth_at
@@ -158,8 +158,7 @@ def features_of(
         model: bare or wrapped by PEFT.
         examples: its images.
     """
-    wrapped: Any = model
-    base = wrapped.get_base_model() if hasattr(model, "get_base_model") else wrapped
+    base = bare(model)
     count = len(slots.class_ids)
     layers: dict[str, tuple[Tensor, tuple[int, int] | None]] = {}
     for _, given in sorted(tokens.heads.items()):

@@ -72,11 +72,6 @@ class CacheSettings:
         return range(self.num_views if self.augment != "none" else 1)
 
 
-def joined(parts: Sequence[Kept]) -> Kept:
-    """Lay parts end to end."""
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
-
-
 def outer_modules(trainee: Trainee, blocks: Sequence[str]) -> set[str]:
     """Return the modules that hold what trains: blocks, and what trains outside of them."""
     owners = set()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from kswap.data import ImageSet
-from kswap.gathering import interleaved
+from kswap.gathering import interleaved, joined
 from kswap.plan import Stage
 from kswap.settings import Role, Split
 from kswap.training.loop import Trainee
@@ -25,7 +25,6 @@ from kswap.training.prefix_cache import (
     CacheSettings,
     PrefixCache,
     cached_sources,
-    joined,
     look_for_prefix,
 )
 from kswap.training.streams import Source, Streams

@@ -26,6 +26,7 @@ from kswap.data.samples import Samples, concatenate, take
 from kswap.data.streaming import Place, Reader, StreamedImages
 from kswap.data.text import count
 from kswap.errors import UserError
+from kswap.gathering import joined
 from kswap.plan import Stage
 from kswap.settings import ROLES, Role
 from kswap.training.sharing import shares, steps_in_a_pass
@@ -294,9 +295,9 @@ class Streams:
         return Batch(
             concatenate(samples),
             codes,
-            _joined(teachers),
+            joined(teachers) or None,
             torch.from_numpy(noise.astype(np.float32)).clamp_max(_BELOW_ONE),
-            _joined(kept),
+            joined(kept) or None,
             torch.cat(untaught) if any(bool(own.any()) for own in untaught) else None,
         )
 
@@ -315,10 +316,3 @@ def _lengths(
     """Return images in a pass of those roles whose images are not kept."""
     streamed = {role: sources[role][0].streamed for role in roles}
     return {role: own.length for role, own in streamed.items() if own is not None}
-
-
-def _joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor] | None:
-    """Lay parts end to end; None where there is nothing in them."""
-    if not parts[0]:
-        return None
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

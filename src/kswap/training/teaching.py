@@ -11,7 +11,7 @@ from torch import Tensor
 from kswap.data import ImageSet
 from kswap.data.samples import take
 from kswap.errors import UserError
-from kswap.gathering import Part, in_order
+from kswap.gathering import Part, in_order, joined
 from kswap.models.features import Places, recorded_features, recorded_tokens
 from kswap.objectives import NEEDS_BASE
 from kswap.plan import Stage
@@ -130,7 +130,7 @@ def observe(
                 f"features of {len(images)} images ({size * len(images)} bytes); name fewer "
                 "layers in the terms, use a smaller fraction of the images, or raise it"
             )
-    whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    whole = joined(parts)
     class_ids = _named("classes", whole)
     in_heads = {name: (f, class_ids[name]) for name, f in _named("features", whole).items()}
     return _named("answers", whole), in_heads, _named("inside", whole)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from kswap.errors import UserError
-from kswap.tasks.criteria.capture import bare, captured_loss, captured_loss_dict, floats
+from kswap.models.wrapping import bare
+from kswap.tasks.criteria.capture import captured_loss, captured_loss_dict, floats
 from kswap.tasks.criteria.detectors import LOSSES
 from kswap.tasks.criteria.masks import MASK_FITS, decompose_masks
 from kswap.tasks.criteria.matching import Targets

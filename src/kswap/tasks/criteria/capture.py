@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from kswap.errors import UserError
-
-_PARALLEL = ("DistributedDataParallel", "FullyShardedDataParallel")
+from kswap.models.wrapping import bare
 
 
 @dataclass
@@ -33,20 +32,6 @@ class Captured:
             name = type(bare(model)).__name__
             raise UserError(f"{name} computes no loss from labels; name a model that does")
         return self.calls[-1]
-
-
-def bare(model: nn.Module) -> Any:
-    """Return the transformers model inside DDP, FSDP, `torch.compile` and PEFT."""
-    inner: Any = model
-    while True:
-        if hasattr(inner, "_orig_mod"):
-            inner = inner._orig_mod
-        elif type(inner).__name__ in _PARALLEL:
-            inner = inner.module
-        elif hasattr(inner, "get_base_model"):
-            inner = inner.get_base_model()
-        else:
-            return inner
 
 
 @contextlib.contextmanager

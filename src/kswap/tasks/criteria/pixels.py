@@ -17,7 +17,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kswap.tasks.criteria.capture import bare, floats
+from kswap.models.wrapping import bare
+from kswap.tasks.criteria.capture import floats
 from kswap.tasks.criteria.units import IGNORED, Decomposed, Normaliser, PixelLayer
 
 _BYTE = 255
