@@ -18,7 +18,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import Dinov2Config, Dinov2ForImageClassification
 
+from kswap.environment import peak_resident_bytes
 from kswap.models.adapter import attach
 from kswap.models.fused import fused_adapters
 from kswap.models.head import find_heads
@@ -120,12 +120,6 @@ def timed(step: Callable[[], None]) -> float:
     return time.perf_counter() - begin
 
 
-def own_peak_mib() -> float:
-    """Return the peak of this process; `getrusage` would count that of the one that started it."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
-
-
 def peak_mib(name: str, size: int, batch: int) -> float:
     """Return the peak memory of a process that does three steps of one variant."""
     words = [sys.executable, __file__, "--only", name, "--size", str(size), "--batch", str(batch)]
@@ -145,7 +139,7 @@ def main() -> int:
         case = Case(options.only, options.size, options.batch)
         for _ in range(3):
             case.step()
-        print(own_peak_mib())
+        print(peak_resident_bytes() / 2**20)
         return 0
     cases = {name: Case(name, options.size, options.batch) for name in VARIANTS}
     for case in cases.values():

@@ -104,6 +104,7 @@ def run_one(base: str, pattern: str, count: int, output: str) -> dict[str, float
     """Go once over a stream in this process; return its peak in MiB and ms an image."""
     import kswap
     from kswap import running
+    from kswap.environment import peak_resident_bytes
 
     spent: list[tuple[float, float]] = []
     train = running.train_stage
@@ -143,8 +144,7 @@ def run_one(base: str, pattern: str, count: int, output: str) -> dict[str, float
     kswap.swap(config)
     ((seconds, of_processor),) = spent
     drawn = BATCH * -(-count // BATCH)
-    status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    peak = next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM"))
+    peak = peak_resident_bytes() / 2**20
     return {"peak": peak, "ms": 1000 * seconds / drawn, "processor_ms": 1000 * of_processor / drawn}
 
 

@@ -1,9 +1,12 @@
-"""What a number depends on besides the config: versions and commits."""
+"""What a number depends on besides the config, versions and commits; what memory a run took."""
 
 from __future__ import annotations
 
+import contextlib
 import platform
+import resource
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -41,3 +44,17 @@ def _commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return asked.stdout.strip()
+
+
+def peak_resident_bytes() -> int:
+    """Return the peak resident memory of this process.
+
+    Linux is asked where it says that of this process alone: getrusage's begins at what the process
+    held that started this one.
+    """
+    with contextlib.suppress(OSError), Path("/proc/self/status").open(encoding="utf-8") as lines:
+        for line in lines:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

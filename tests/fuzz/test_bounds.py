@@ -22,16 +22,17 @@ from kswap.data.voc import voc_table
 from kswap.errors import UserError
 
 MEASURE = """
-import json, resource, sys, time
+import json, sys, time
 from kswap.data.images import read_image
+from kswap.environment import peak_resident_bytes
 from kswap.errors import UserError
 begin = time.process_time()
 try:
     said = list(read_image(sys.argv[1]).size)
 except UserError as error:
     said = str(error)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps([time.process_time() - begin, peak * 1024, said]))
+seconds = time.process_time() - begin
+print(json.dumps([seconds, peak_resident_bytes(), said]))
 """
 LARGEST = int(_BOMB_PIXELS**0.5)
 """Side of the largest square that is read however small its file is."""

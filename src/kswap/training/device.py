@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import resource
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
+from kswap.environment import peak_resident_bytes
 from kswap.errors import UserError
 from kswap.settings import TrainingConfig
 
@@ -108,5 +107,4 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Return the peak memory of this process: of the GPU where it is used, else resident."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return peak_resident_bytes()
