@@ -78,6 +78,7 @@ def classifier(case: str, steps: int, to: Path) -> tuple[SwapConfig, dict[str, A
         role: {"batch_size": n * share} for role, n in (("learn", 1), ("retain", 2), ("forget", 1))
     }
     forget = {"streams": streams, "min_steps": steps, "max_steps": steps}
+    learn = {"streams": streams, "min_steps": 1, "max_steps": 1}  # memory is of the same batch
     config = SwapConfig.from_mapping(
         {
             "model": "dinov2-s",
@@ -85,7 +86,7 @@ def classifier(case: str, steps: int, to: Path) -> tuple[SwapConfig, dict[str, A
             "forget": {"classes": OLD[:2]},
             "retain": {},
             "output": str(to),
-            "stages": {"learn": {"min_steps": 1, "max_steps": 1}, "forget": forget},
+            "stages": {"learn": learn, "forget": forget},
         }
     )
     count = max(2 * share // 3 + 4, 12)
