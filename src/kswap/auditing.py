@@ -63,10 +63,8 @@ def audit(
     """
     run_dir = Path(run_dir).expanduser()
     _check(level, reference_level)
-    if reference_level is not None and reference is None and not beside(run_dir.resolve()):
-        raise UserError(
-            f"--reference-level: {reference_level} of no reference; name one with --reference"
-        )
+    if reference is None and not beside(run_dir.resolve()):
+        _check_no_level(reference_level)
     return _audit(
         run_dir,
         level=level,
@@ -123,10 +121,8 @@ def audit_runs(
             _train_references(runs, named, on_note)
         if train_reference or not named:
             named = [None if (path := beside(run.resolve())) is None else str(path) for run in runs]
-        if reference_level is not None and not any(named):
-            raise UserError(
-                f"--reference-level: {reference_level} of no reference; name one with --reference"
-            )
+        if not any(named):
+            _check_no_level(reference_level)
         models = several.gather(
             runs,
             list(dict.fromkeys(source for source in named if source is not None)),
@@ -152,6 +148,13 @@ def audit_runs(
             )
         )
     return answers
+
+
+def _check_no_level(reference_level: ReferenceLevel | None) -> None:
+    if reference_level is not None:
+        raise UserError(
+            f"--reference-level: {reference_level} of no reference; name one with --reference"
+        )
 
 
 def _check(level: str, reference_level: str | None) -> None:

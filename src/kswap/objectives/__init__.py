@@ -54,8 +54,8 @@ def _own(u: Units, t: TermConfig, divisor: float) -> Tensor:
 
 def _hedged(u: Units, t: TermConfig, divisor: float) -> Tensor:
     logits, base_logits = u.taught()
-    loss = hedged_cross_entropy(logits, base_logits, u.class_ids, u.forgotten, hedge=t.hedge)
-    return _weighted(u, loss)
+    function = sigmoid.hedged_cross_entropy if u.sigmoid else hedged_cross_entropy
+    return _weighted(u, function(logits, base_logits, u.class_ids, u.forgotten, hedge=t.hedge))
 
 
 def _bounded_batch(u: Units, t: TermConfig, divisor: float) -> Tensor:
@@ -219,7 +219,8 @@ def _uniform(u: Units, t: TermConfig, divisor: float) -> Tensor:
 
 
 def _nearest_class(u: Units, t: TermConfig, divisor: float) -> Tensor:
-    return _weighted(u, baselines.nearest_class(*u.taught(), u.class_ids, u.forgotten))
+    function = sigmoid.nearest_class if u.sigmoid else baselines.nearest_class
+    return _weighted(u, function(*u.taught(), u.class_ids, u.forgotten))
 
 
 OBJECTIVES: Mapping[str, Callable[[Units, TermConfig, float], Tensor]] = {

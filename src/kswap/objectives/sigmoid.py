@@ -1,14 +1,14 @@
-"""Distillation for heads whose classes each have a yes or no of their own (sigmoid detectors).
+"""Objectives for heads whose classes each have a yes or no of their own (sigmoid detectors).
 
-The counterparts of `masked_distillation` and its kin: a sum over classes of the divergence between
-two coins. What the base says of a class that is not forgotten stays; a forgotten class, and one the
+The counterparts of what is written for a softmax: a sum over classes of the divergence between two
+coins. What the base says of a class that is not forgotten stays; a forgotten class, and one the
 base lacks, is a no.
 """
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -59,3 +59,48 @@ def restricted_distillation(
         forgotten[kept],
         temperature=temperature,
     )
+
+
+def hedged_cross_entropy(
+    logits: Float[Tensor, "units classes"],
+    base_logits: Float[Tensor, "units base_classes"],
+    class_ids: Int[Tensor, " units"],
+    forgotten: Bool[Tensor, " base_classes"],
+    *,
+    hedge: float,
+) -> Float[Tensor, " units"]:
+    """Return the sum over classes of the coins' cross-entropy with a hedged target, in nats.
+
+    q = (1 - hedge) · truth + hedge · base, the base's part without forgotten classes. The truth of
+    a unit whose class is negative is a no to all.
+    """
+    base = base_logits.float().sigmoid().masked_fill(forgotten, 0.0)
+    target = hedge * functional.pad(base, (0, logits.shape[-1] - base.shape[-1]))
+    return _of_coins(logits, target + (1 - hedge) * _yes_to(class_ids, logits))
+
+
+def nearest_class(
+    logits: Float[Tensor, "units classes"],
+    base_logits: Float[Tensor, "units base_classes"],
+    class_ids: Int[Tensor, " units"],
+    forgotten: Bool[Tensor, " base_classes"],
+) -> Float[Tensor, " units"]:
+    """Return the sum over classes of the coins' cross-entropy with a label, in nats.
+
+    The label is the base's most likely kept class that is not the unit's own, where the base says
+    yes to it (p above a half); else it is a no to all.
+    """
+    own = _yes_to(class_ids, base_logits).bool()
+    best = base_logits.masked_fill(forgotten | own, -torch.inf).max(-1)
+    label = torch.where(best.values > 0, best.indices, -1)
+    return _of_coins(logits, _yes_to(label, logits))
+
+
+def _yes_to(class_ids: Tensor, logits: Tensor) -> Tensor:
+    """Return a yes to one class, (units, classes), or to none where it is not among them."""
+    return (class_ids[:, None] == torch.arange(logits.shape[-1], device=class_ids.device)).float()
+
+
+def _of_coins(logits: Tensor, target: Tensor) -> Tensor:
+    nats = functional.binary_cross_entropy_with_logits(logits.float(), target, reduction="none")
+    return nats.sum(-1)
