@@ -5,7 +5,7 @@
 One step forgets `batch` images and retains `batch` others: cross-entropy, LoRA of rank 16 in the
 feed-forward linears, AdamW. All variants take the same images, one after the other in every round,
 so that what else the machine does falls on all of them; given are medians of the ratios. The model
-is a DINOv2-S architecture with random weights (speed depends on neither weights nor images). Peak
+is a ViT-S/16 with random weights (speed depends on neither weights nor images). Peak
 memory is that of a process that does nothing else.
 """
 
@@ -24,7 +24,7 @@ import torch
 from tables import write_section
 from torch import Tensor
 from torch.nn import functional
-from transformers import Dinov2Config, Dinov2ForImageClassification
+from transformers import ViTConfig, ViTForImageClassification
 
 from kswap.environment import peak_resident_bytes
 from kswap.models.adapter import attach
@@ -54,12 +54,11 @@ class Case:
 
     def __init__(self, name: str, size: int, batch: int) -> None:
         torch.manual_seed(0)
-        config = Dinov2Config(
-            hidden_size=384, num_hidden_layers=12, num_attention_heads=6, image_size=size,
-            num_labels=CLASSES,
+        config = ViTConfig(
+            hidden_size=384, num_hidden_layers=12, num_attention_heads=6, intermediate_size=1536,
+            patch_size=16, image_size=size, num_labels=CLASSES,
         )  # fmt: skip
-        self.name, self.batch = name, batch
-        model: Any = Dinov2ForImageClassification(config).eval()
+        model: Any = ViTForImageClassification(config).eval()
         self.images = torch.randn(2 * batch, 3, size, size)
         self.labels = torch.randint(CLASSES, (2 * batch,))
         self.kept: dict[str, Tensor] = {}

@@ -7,7 +7,7 @@ import torch
 from models.families import FAMILIES, tiny_inputs
 
 from kswap.models.adapter import attach, without_adapter
-from kswap.models.fused import fused_adapters
+from kswap.models.fused import _reached_rows, fused_adapters
 from kswap.models.head import find_heads
 from kswap.models.loading import quiet
 from kswap.settings import AdapterConfig
@@ -96,3 +96,35 @@ def test_what_did_not_train_does_not_train_behind_the_bases_context(built):
     with without_adapter(peft_model):
         pass
     assert {name: p.requires_grad for name, p in peft_model.named_parameters()} == trained
+
+
+@pytest.mark.parametrize(("family", "reads"), [("vit", "one token"), ("dinov2", "all tokens")])
+def test_tokens_that_no_gradient_reaches_are_left_out(family, reads, built, monkeypatch):
+    peft_model = adapted(built, family)
+    inputs = tiny_inputs(peft_model.get_base_model(), 3)
+    found = []
+
+    def looking(at_y):
+        found.append((_reached_rows(at_y), len(at_y)))
+        return found[-1][0]
+
+    monkeypatch.setattr("kswap.models.fused._reached_rows", looking)
+    with fused_adapters(peft_model):
+        loss_and_gradients(peft_model, inputs)
+    left = [None if rows is None else rows.tolist() for rows, _ in found]
+    num_tokens = found[0][1] // 3
+    firsts = [0, num_tokens, 2 * num_tokens]
+    last_block = [firsts] * 2 if reads == "one token" else [None] * 2
+    assert left == last_block + [None] * (len(found) - 2)
+
+
+def test_a_gradient_that_is_nowhere_or_not_a_number():
+    nowhere = torch.zeros(200, 8)
+    assert _reached_rows(nowhere).tolist() == []
+    broken = nowhere.clone()
+    broken[7, 7] = torch.nan
+    assert _reached_rows(broken).tolist() == [7]
+    assert _reached_rows(torch.ones(200, 8)) is None
+    half = nowhere.clone()
+    half[::2] = 1
+    assert _reached_rows(half) is None
