@@ -81,6 +81,7 @@ bench-step: setup  ## cost of a training step against two bare forwards
 
 bench-speed: setup  ## every table of docs/performance.md and docs/scale.md: hours on 2 cores
 	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/gpu.py
 	$(BIN)/python benchmarks/ranks.py
 	$(BIN)/python benchmarks/streaming.py
 	$(BIN)/python benchmarks/scale.py

@@ -52,15 +52,26 @@ HEAD = (
 class Case:
     """One variant, ready to do steps."""
 
-    def __init__(self, name: str, size: int, batch: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        size: int,
+        batch: int,
+        *,
+        width: int = 384,
+        device: str = "cpu",
+        precision: torch.dtype | None = None,
+    ) -> None:
         torch.manual_seed(0)
         config = ViTConfig(
-            hidden_size=384, num_hidden_layers=12, num_attention_heads=6, intermediate_size=1536,
-            patch_size=16, image_size=size, num_labels=CLASSES,
+            hidden_size=width, num_hidden_layers=12, num_attention_heads=width // 64,
+            intermediate_size=4 * width, patch_size=16, image_size=size, num_labels=CLASSES,
         )  # fmt: skip
-        model: Any = ViTForImageClassification(config).eval()
-        self.images = torch.randn(2 * batch, 3, size, size)
-        self.labels = torch.randint(CLASSES, (2 * batch,))
+        self.name, self.batch = name, batch
+        self.precision = torch.autocast(device, precision, enabled=precision is not None)
+        model: Any = ViTForImageClassification(config).eval().to(device)
+        self.images = torch.randn(2 * batch, 3, size, size, device=device)
+        self.labels = torch.randint(CLASSES, (2 * batch,), device=device)
         self.kept: dict[str, Tensor] = {}
         self.prefix: Prefix | None = None
         if "bare" in name:
@@ -74,7 +85,8 @@ class Case:
             for block in blocks[:-TOP]:
                 model.get_submodule(block.name).requires_grad_(False)
         if "kept" in name:
-            self._keep([block.name for block in blocks[-TOP:]])
+            with self.precision:
+                self._keep([block.name for block in blocks[-TOP:]])
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(trained, lr=1e-4, fused=True)
 
@@ -93,21 +105,23 @@ class Case:
         """Do one step, or what it is compared with."""
         first, second = self.images.split(self.batch)
         if "bare" in self.name:
-            with torch.no_grad():
+            with torch.no_grad(), self.precision:
                 self.model(pixel_values=self.images)
                 self.model(pixel_values=self.images)
             return
-        if "two" in self.name:
-            logits = torch.cat([self.model(pixel_values=x).logits for x in (first, second)])
-        else:
-            with contextlib.ExitStack() as stack:
-                if "kswap" in self.name:
-                    stack.enter_context(fused_adapters(self.model))
-                if self.prefix is not None:
-                    base: Any = self.model.get_base_model()
-                    stack.enter_context(self.prefix.playing(base, self.kept))
-                logits = self.model(pixel_values=self.images).logits
-        functional.cross_entropy(logits, self.labels).backward()
+        with self.precision:
+            if "two" in self.name:
+                logits = torch.cat([self.model(pixel_values=x).logits for x in (first, second)])
+            else:
+                with contextlib.ExitStack() as stack:
+                    if "kswap" in self.name:
+                        stack.enter_context(fused_adapters(self.model))
+                    if self.prefix is not None:
+                        base: Any = self.model.get_base_model()
+                        stack.enter_context(self.prefix.playing(base, self.kept))
+                    logits = self.model(pixel_values=self.images).logits
+            loss = functional.cross_entropy(logits, self.labels)
+        loss.backward()
         self.optimiser.step()
         self.optimiser.zero_grad()
 
