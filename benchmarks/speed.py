@@ -5,8 +5,8 @@
 One step forgets `batch` images and retains `batch` others: cross-entropy, LoRA of rank 16 in the
 feed-forward linears, AdamW. All variants take the same images, one after the other in every round,
 so that what else the machine does falls on all of them; given are medians of the ratios. The model
-is a ViT-S/16 with random weights (speed depends on neither weights nor images). Peak
-memory is that of a process that does nothing else.
+is a ViT-S/16 with random weights (speed depends on neither weights nor images). Peak memory is that
+of a process that does nothing else.
 """
 
 from __future__ import annotations

@@ -24,8 +24,7 @@ def masked_distillation(
 
     q_c = σ(base_logit_c / T) for kept classes of the base, 0 for forgotten and for new ones.
     """
-    q = base_logits.float().div(temperature).sigmoid().masked_fill(forgotten, 0.0)
-    q = functional.pad(q, (0, logits.shape[-1] - q.shape[-1]))
+    q = _kept_by_base(base_logits.float().div(temperature), forgotten, logits)
     scaled = logits.float() / temperature
     cross = functional.binary_cross_entropy_with_logits(scaled, q, reduction="none")
     entropy = -torch.special.xlogy(q, q) - torch.special.xlogy(1 - q, 1 - q)
@@ -74,9 +73,8 @@ def hedged_cross_entropy(
     q = (1 - hedge) · truth + hedge · base, the base's part without forgotten classes. The truth of
     a unit whose class is negative is a no to all.
     """
-    base = base_logits.float().sigmoid().masked_fill(forgotten, 0.0)
-    target = hedge * functional.pad(base, (0, logits.shape[-1] - base.shape[-1]))
-    return _of_coins(logits, target + (1 - hedge) * _yes_to(class_ids, logits))
+    base = _kept_by_base(base_logits.float(), forgotten, logits)
+    return _of_coins(logits, hedge * base + (1 - hedge) * _yes_to(class_ids, logits))
 
 
 def nearest_class(
@@ -94,6 +92,12 @@ def nearest_class(
     best = base_logits.masked_fill(forgotten | own, -torch.inf).max(-1)
     label = torch.where(best.values > 0, best.indices, -1)
     return _of_coins(logits, _yes_to(label, logits))
+
+
+def _kept_by_base(base_logits: Tensor, forgotten: Tensor, logits: Tensor) -> Tensor:
+    """Return what the base says of every column of `logits`: a no to forgotten and new classes."""
+    q = base_logits.sigmoid().masked_fill(forgotten, 0.0)
+    return functional.pad(q, (0, logits.shape[-1] - q.shape[-1]))
 
 
 def _yes_to(class_ids: Tensor, logits: Tensor) -> Tensor:
