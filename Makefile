@@ -75,6 +75,8 @@ bench: setup  ## the tables of docs/results.md: hours on 2 cores, goes on where 
 	  $(BIN)/python benchmarks/swaps.py $$task --jobs 2 || exit 1; \
 	done
 	$(BIN)/python benchmarks/demo.py
+	$(BIN)/python benchmarks/order_study.py --jobs 2
+	$(BIN)/python benchmarks/methods.py --jobs 2
 
 bench-step: setup  ## cost of a training step against two bare forwards
 	$(BIN)/python benchmarks/step.py

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional
@@ -106,6 +108,40 @@ def test_drawing_stays_inside_at_the_ends_of_the_noise():
     ends = torch.tensor([[0.0, 0.0], [1 - 2**-24, 1 - 2**-24]])
     rows = drawn_images(torch.zeros(2, 2), torch.zeros(2, dtype=torch.bool), starts, counts, ends)
     assert rows.tolist() == [0, 1]
+
+
+def test_translation_takes_the_mean_of_look_alikes_to_the_mean_of_the_class():
+    """Forget images near two retained classes: each group moves onto its class, as a whole."""
+    far = 20 * torch.eye(SIZE)[: BASE - 1]
+    ids = {"forget": torch.tensor([3] * 10), "retain": torch.tensor([0, 1, 2] * 8)}
+    looks = torch.tensor([0] * 6 + [2] * 4)
+    features = {
+        "retain": {n: far[ids["retain"]] + noise(24, SIZE, seed=1) for n in ("head", "2 mean")},
+        "forget": {
+            "head": 0.8 * far[looks] + noise(10, SIZE, seed=2),
+            "2 mean": noise(10, SIZE, seed=3),
+        },
+    }
+    made = build_bank(features, ids, forget_ids=(3,), num_base=BASE)
+    assert made.pairs.tolist() == [[0] * BASE] * 3 + [[1, 0, 2, 0]]
+    given = units(10, bank=made, base_features=features["forget"], features=features["forget"])
+    for whiten in (False, True):
+        term = TermConfig(roles=["forget"], objective="translation", layers=[1.0], whiten=whiten)
+        place = made.places[white("2 mean") if whiten else "2 mean"]
+        found = OBJECTIVES["translation"](given, term, 10.0)
+        moves = place.shifts[1:].square().sum(-1) / place.spread  # from where the base is
+        assert torch.allclose(found, moves[(looks > 0).long()], rtol=1e-4)
+    for number, other in ((1, 0), (2, 2)):
+        moved = features["forget"]["2 mean"] + made.places["2 mean"].shifts[number]
+        mean = features["retain"]["2 mean"][ids["retain"] == other].mean(0)
+        assert torch.allclose(moved[looks == other].mean(0), mean, atol=1e-4)
+
+
+def test_translation_leaves_units_without_a_pair_where_they_are():
+    given = units(4, class_ids=torch.tensor([0, 1, BASE, BASE + 1]))  # retained, to be learned
+    given = replace(given, features=given.base_features)
+    term = TermConfig(roles=["forget"], objective="translation", layers=["all"])
+    assert OBJECTIVES["translation"](given, term, 4.0).tolist() == [0.0] * 4
 
 
 def test_class_mean_head_is_the_divergence_of_an_attackers_head():

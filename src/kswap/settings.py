@@ -259,6 +259,7 @@ class TermConfig(Frozen):
         "nearest_class",
         "dispersion",
         "impersonation",
+        "translation",
         "class_mean_head",
         "subspace",
         "feature_distillation",

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kswap.objectives import baselines, deep, sigmoid
-from kswap.objectives.bank import white
+from kswap.objectives.bank import nearest, white
 from kswap.objectives.forgetting import (
     bounded_ce_batch,
     bounded_ce_sample,
@@ -30,8 +30,8 @@ from kswap.objectives.places import is_at
 from kswap.objectives.units import Place, Units, has_role
 from kswap.settings import TermConfig
 
-__all__ = ["NEEDS_BANK", "NEEDS_BASE", "NEEDS_FEATURES", "NEEDS_KEPT", "NEEDS_NOISE", "NEEDS_OWN"]
-__all__ += ["NEEDS_RETAINED", "OBJECTIVES", "ON_IMAGES", "Units", "has_role", "serves"]
+__all__ = ["NEEDS_BANK", "NEEDS_BASE", "NEEDS_FEATURES", "NEEDS_HEAD", "NEEDS_KEPT", "NEEDS_NOISE"]
+__all__ += ["NEEDS_OWN", "NEEDS_RETAINED", "OBJECTIVES", "ON_IMAGES", "Units", "has_role", "serves"]
 
 
 def serves(units: Units, objective: str) -> bool:
@@ -123,6 +123,18 @@ def _at_places(u: Units, t: TermConfig) -> Iterator[tuple[Tensor, str, Place]]:
             yield features, name, place
 
 
+def _of_base(u: Units, name: str) -> Tensor:
+    """Return the base's features of the same units, whitened where the place's name says so."""
+    assert u.base_features is not None
+    raw = name.removesuffix(white(""))
+    features = u.base_features[raw].float()
+    if raw == name:
+        return features
+    assert u.bank is not None
+    place = u.bank.places[raw]
+    return (features - place.centre) @ place.whitening
+
+
 def _mean(losses: list[Tensor]) -> Tensor:
     return torch.stack(losses).mean(0)
 
@@ -142,6 +154,21 @@ def _impersonation(u: Units, t: TermConfig, divisor: float) -> Tensor:
         [
             deep.feature_distillation(f, place.images[rows], place.spread)
             for f, _, place in _at_places(u, t)
+        ]
+    )
+
+
+def _translation(u: Units, t: TermConfig, divisor: float) -> Tensor:
+    assert u.bank is not None
+    pairs = u.bank.pairs
+    possible = pairs[u.class_ids.clamp_max(len(pairs) - 1)]
+    possible = possible * (u.class_ids < len(pairs))[:, None]  # classes to learn have no pair
+    alike = nearest(_of_base(u, "head"), u.bank.places["head"].means, possible > 0)
+    rows = possible.gather(-1, alike[:, None])[:, 0]
+    return _mean(
+        [
+            deep.feature_distillation(f, _of_base(u, name) + place.shifts[rows], place.spread)
+            for f, name, place in _at_places(u, t)
         ]
     )
 
@@ -178,15 +205,12 @@ def _subspace(u: Units, t: TermConfig, divisor: float) -> Tensor:
 
 
 def _feature_distillation(u: Units, t: TermConfig, divisor: float) -> Tensor:
-    assert u.base_features is not None
-    losses = []
-    for f, name, place in _at_places(u, t):
-        target = u.base_features[name.removesuffix(white(""))].float()
-        if t.whiten:
-            raw = u.bank.places[name.removesuffix(white(""))] if u.bank else place
-            target = (target - raw.centre) @ raw.whitening
-        losses.append(deep.feature_distillation(f, target, place.spread))
-    return _mean(losses)
+    return _mean(
+        [
+            deep.feature_distillation(f, _of_base(u, name), place.spread)
+            for f, name, place in _at_places(u, t)
+        ]
+    )
 
 
 def _prototype(u: Units, t: TermConfig, divisor: float) -> Tensor:
@@ -239,6 +263,7 @@ OBJECTIVES: Mapping[str, Callable[[Units, TermConfig, float], Tensor]] = {
     "nearest_class": _nearest_class,
     "dispersion": _dispersion,
     "impersonation": _impersonation,
+    "translation": _translation,
     "class_mean_head": _class_mean_head,
     "subspace": _subspace,
     "feature_distillation": _feature_distillation,
@@ -249,7 +274,7 @@ OBJECTIVES: Mapping[str, Callable[[Units, TermConfig, float], Tensor]] = {
 returns (units,)."""
 NEEDS_FEATURES = frozenset(
     {"dispersion", "impersonation", "class_mean_head", "subspace", "feature_distillation"}
-    | {"prototype", "bounded_prototype"}
+    | {"prototype", "bounded_prototype", "translation"}
 )
 """Objectives on the features of units."""
 NEEDS_BANK = NEEDS_FEATURES | {"tilted_distillation"}
@@ -257,17 +282,19 @@ NEEDS_BANK = NEEDS_FEATURES | {"tilted_distillation"}
 NEEDS_BASE = frozenset(
     {"distillation", "masked_distillation", "restricted_distillation", "tilted_distillation"}
     | {"negative_distillation", "nearest_class", "impersonation", "class_mean_head"}
-    | {"feature_distillation", "hedged_cross_entropy"}
+    | {"feature_distillation", "hedged_cross_entropy", "translation"}
 )
 """Objectives that compare with the base model's outputs."""
 NEEDS_KEPT = frozenset(
     {"masked_distillation", "restricted_distillation", "tilted_distillation", "nearest_class"}
-    | {"impersonation", "class_mean_head", "hedged_cross_entropy"}
+    | {"impersonation", "class_mean_head", "hedged_cross_entropy", "translation"}
 )
 """Those that do so on the classes that are not forgotten; without any they have no value."""
-NEEDS_OWN = frozenset({"feature_distillation"})
+NEEDS_OWN = frozenset({"feature_distillation", "translation"})
 """Objectives that compare with the base's features of the same image."""
-NEEDS_RETAINED = frozenset({"impersonation", "class_mean_head"})
+NEEDS_HEAD = frozenset({"translation"})
+"""Objectives that look at what the head receives, wherever else they do."""
+NEEDS_RETAINED = frozenset({"impersonation", "class_mean_head", "translation"})
 """Objectives that need images of retained classes."""
 NEEDS_NOISE = frozenset({"impersonation", "random_labels"})
 """Objectives that draw."""

@@ -45,16 +45,19 @@ def build_bank(
     retained = class_ids.get("retain", ids[:0])
     order = retained.argsort(stable=True)
     counts = torch.bincount(retained, minlength=num_base)
+    heads = [features[role]["head"].float() for role in roles if "head" in features[role]]
+    pairs = _pairs(torch.cat(heads) if heads else None, ids, counts > 0, forget_ids=forget_ids)
     places: dict[str, Place] = {}
     for name in features[roles[0]]:
         rows = torch.cat([features[role][name] for role in roles]).float()
         kept = features["retain"][name].float() if "retain" in features else rows[:0]
-        place = _place(rows, ids, kept[order], forget_ids=forget_ids, num_base=num_base)
+        place = _place(rows, ids, kept[order], pairs, forget_ids=forget_ids, num_base=num_base)
         places[name] = place
         places[white(name)] = _place(
             (rows - place.centre) @ place.whitening,
             ids,
             (kept[order] - place.centre) @ place.whitening,
+            pairs,
             forget_ids=forget_ids,
             num_base=num_base,
         )
@@ -64,15 +67,65 @@ def build_bank(
         starts=counts.cumsum(0) - counts,
         counts=counts,
         known=torch.bincount(ids, minlength=num_base) > 0,
+        pairs=pairs[0],
     )
 
 
-def _place(
-    rows: Tensor, ids: Tensor, kept: Tensor, *, forget_ids: Collection[int], num_base: int
-) -> Place:
+def nearest(features: Tensor, means: Tensor, allowed: Tensor) -> Tensor:
+    """Return (units,): the allowed class whose mean is nearest to each of (units, size) features.
+
+    Args:
+        features: of units.
+        means: (classes, size).
+        allowed: (units, classes) or (classes,), which ones there are to choose from.
+    """
+    distances = torch.cdist(features.float(), means.float())
+    return distances.masked_fill(~allowed, torch.inf).argmin(-1)
+
+
+def _pairs(
+    heads: Tensor | None, ids: Tensor, kept: Tensor, *, forget_ids: Collection[int]
+) -> tuple[Tensor, Tensor]:
+    """Return `Bank.pairs` and (images,): the row of each image's pair, 0 for one that has none."""
+    num_base = len(kept)
+    gone = torch.isin(ids, torch.tensor(sorted(forget_ids), dtype=ids.dtype, device=ids.device))
+    pairs, rows = ids.new_zeros(num_base, num_base), torch.zeros_like(ids)
+    if heads is None or not bool(kept.any()) or not bool(gone.any()):
+        return pairs, rows
+    alike = nearest(heads[gone], _class_means(heads, ids, num_base), kept)
+    codes, number = torch.unique(ids[gone] * num_base + alike, return_inverse=True)
+    pairs.view(-1)[codes] = torch.arange(1, len(codes) + 1, device=ids.device)
+    rows[gone] = number + 1
+    return pairs, rows
+
+
+def _class_means(rows: Tensor, ids: Tensor, num_base: int) -> Tensor:
     present = torch.unique(ids)
     means = rows.new_zeros(num_base, rows.shape[1])
     means[present] = torch.stack([rows[ids == c].mean(0) for c in present])
+    return means
+
+
+def _shifts(rows: Tensor, means: Tensor, pairs: Tensor, pair_of: Tensor) -> Tensor:
+    """Return `Place.shifts`."""
+    found = [rows.new_zeros(rows.shape[1])]
+    others = (pairs > 0).nonzero()[:, 1]  # in the order of the rows
+    for number, other in enumerate(others, start=1):
+        found.append(means[other] - rows[pair_of == number].mean(0))
+    return torch.stack(found)
+
+
+def _place(
+    rows: Tensor,
+    ids: Tensor,
+    kept: Tensor,
+    pairs: tuple[Tensor, Tensor],
+    *,
+    forget_ids: Collection[int],
+    num_base: int,
+) -> Place:
+    present = torch.unique(ids)
+    means = _class_means(rows, ids, num_base)
     centre = means[present].mean(0)
     scatter = rows - means[ids]
     covariance = scatter.T @ scatter / len(rows)
@@ -91,7 +144,9 @@ def _place(
         if len(own):
             basis[c], energy[c] = _spectrum(own - own @ main @ main.T)
     spread = (rows - centre).square().sum(-1).mean()
-    return Place(kept, means, centre, spread, whitening, basis, energy)
+    return Place(
+        kept, means, centre, spread, whitening, basis, energy, _shifts(rows, means, *pairs)
+    )
 
 
 def _spectrum(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,10 @@
 """Objectives on features: forgetting below the answer, where a probe or a few images would find it.
 
-Sources: dispersion, Spotter (ICML 2026); class means as an attacker's head and impersonation, own
-design (docs/method.md); subspace, after FG-OrIU (ICCV 2025, arXiv 2601.13578); prototype, after
-GS-LoRA++ (TPAMI 2026, arXiv 2501.09705); tilted distillation, after TREW. All distances are divided
-by a scale of the base model's features, so that a weight means the same in every layer and model.
+Sources: dispersion, Spotter (ICML 2026); class means as an attacker's head, impersonation and
+translation, own design (docs/method.md); subspace, after FG-OrIU (ICCV 2025, arXiv 2601.13578);
+prototype, after GS-LoRA++ (TPAMI 2026, arXiv 2501.09705); tilted distillation, after TREW. All
+distances are divided by a scale of the base model's features, so that a weight means the same in
+every layer and model.
 """
 
 from __future__ import annotations

@@ -31,6 +31,9 @@ class Place:
     which lies outside the main directions of the retained images."""
     energy: Mapping[int, Tensor]
     """Forget class -> (directions,), share of the variance in the directions up to each."""
+    shifts: Tensor
+    """(1 + pairs, size), by `Bank.pairs`: what takes the mean of the images of a forget class that
+    look like a retained one to the mean of that; 0 in the first row."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,9 @@ class Bank:
     """(base classes,), images of a class; 0: it has none."""
     known: Tensor
     """(base classes,), whether the class has a mean."""
+    pairs: Tensor
+    """(base classes, base classes), row of `Place.shifts` for images of the first class, one to
+    forget, that look like the second, a retained one, to the head; 0: there are none."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from kswap.objectives import (
     NEEDS_BANK,
     NEEDS_BASE,
     NEEDS_FEATURES,
+    NEEDS_HEAD,
     NEEDS_NOISE,
     NEEDS_OWN,
     NEEDS_RETAINED,
@@ -121,7 +122,8 @@ def places_of(stage: Stage, places: Places) -> Places:
     if not looking:
         return Places()
     numbers = {n for t in looking for n in block_numbers(t.layers, places.num_blocks)}
-    heads = places.heads if any({"head", "all"} & set(t.layers) for t in looking) else ()
+    sees_head = any({"head", "all"} & set(t.layers) or t.objective in NEEDS_HEAD for t in looking)
+    heads = places.heads if sees_head else ()
     kept = tuple(found for found in places.blocks if found[0] in numbers)
     return Places(heads, kept, places.num_blocks)
 

@@ -1,0 +1,188 @@
+"""Every method on one swap, audited, written to docs/results.md: presets x seeds.
+
+    python benchmarks/methods.py [--jobs 2] [--seeds 0 1 2] [--only default deep] [--table]
+
+The swap is that of `kswap demo classification`, in order LF. All methods get the same images,
+flips, steps, batches and blocks (but `deep`, which trains all), and those that have no learning
+stage of their own learn by the demo's; what differs is the objective. Every run is a `kswap run`,
+then a `kswap audit --level quick` with the demo's reference, each in a process of its own, kept
+under the cache folder, so that the command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tables import shown, write_section
+
+from kswap.benching import references, table
+from kswap.benching.arms import Arm
+from kswap.benching.audits import audit_arms
+from kswap.benching.bench import reference_sources
+from kswap.benching.execution import finished, make_jobs, run_jobs
+from kswap.benching.processes import in_processes
+from kswap.demo import demo_values, write_demo
+from kswap.errors import UserError
+from kswap.presets import PRESETS
+from kswap.yaml_text import merge
+
+CACHE = Path(os.environ.get("KSWAP_BENCH", Path.home() / ".cache/kswap-data/bench"))
+TASK = "classification"
+STEPS = {"learn": 78, "forget": 52}
+"""Those of the demo."""
+METHODS = [
+    *("default", "deep", "paper", "ft", "neggrad+", "random-labels", "scrub", "salun", "ssd"),
+    *("bad-teacher", "boundary-shrink", "task-arithmetic", "gs-lora", "gs-lora++", "lwf", "ewc"),
+]
+_BATCHES = {"learn": 32, "retain": 32, "forget": 16, "kept": 48}
+RESTORE = "class means of 5 images"
+
+
+def values(arm: Arm, folder: Path) -> Mapping[str, Any]:
+    """Return the config of an arm without seed and output."""
+    own = demo_values(TASK, folder, arm.preset)
+    if arm.preset in ("default", "deep"):
+        return own
+    demo = demo_values(TASK, folder, "default")
+    preset = PRESETS[arm.preset][TASK]
+    trains_rows = preset["head"]["train"] != "none"
+    shared: dict[str, Any] = {
+        **own,
+        "data": demo["data"],
+        "head": demo["head"] if trains_rows else {},
+        "stages": {kind: _equal(arm, kind, preset["stages"][kind]) for kind in STEPS},
+    }
+    for role in ("learn", "forget", "retain"):
+        shared[role] = {**own[role], "fraction": 1.0}
+    default = PRESETS["default"][TASK]["stages"]["learn"]["terms"]
+    if preset["stages"]["learn"]["terms"] == default:
+        terms = demo["stages"]["learn"]["terms"]
+        shared = merge(shared, {"stages": {"learn": {"terms": terms}}})
+    return shared
+
+
+def _equal(arm: Arm, kind: str, stage: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what gives a stage the demo's steps, batches and blocks."""
+    steps = sum(STEPS.values()) if arm.order == "L" else STEPS[kind]
+    streams = {
+        name: {"batch_size": min(stream["batch_size"], _BATCHES[name])}
+        for name, stream in stage["streams"].items()
+    }
+    return {"min_steps": steps, "max_steps": steps, "depth": "last-4", "streams": streams}
+
+
+def arm_of(preset: str) -> Arm:
+    """Return the arm of a method; fine-tuning on what is kept has no stage that forgets."""
+    return Arm(preset, "L" if preset == "ft" else "LF")
+
+
+def methods_table(
+    found: Mapping[str, Sequence[Mapping[str, Any]]],
+    yardsticks: Mapping[int, table.Yardstick],
+) -> str:
+    """Return one row a method, after its last stage, in Markdown."""
+    last = [row for row in table.rows(found, yardsticks, timed=False) if row["last"]]
+    names = ("learn", "forget", "retain", "h3", "tow", "gap")
+    head = ["method", "seeds", "learn", "forget", "retain", "H3", "ToW", "average gap"]
+    head += ["A1, A2, A10", "A5: layers that fail", "probe before the head", "residual"]
+    head += ["A6: ways that fail", "5 images restore", "of the reference"]
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * 7 + "---|" + "---:|" * 6]
+    for row in last:
+        runs = found[row["run"]]
+        cells = [f"`{row['run'].rsplit('-', 1)[0]}`", str(row["seeds"])]
+        cells += [row[n].text() if row[n] is not None else "not available" for n in names]
+        audits = [run["audit"]["audits"] for run in runs if run.get("audit")]
+        cells += _audited(audits) if len(audits) == len(runs) else ["not audited"] * 7
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _audited(audits: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what the audits of the seeds of a method say, a text for each column."""
+    marks = []
+    for name in ("A1", "A2", "A10"):
+        passed = sum(one[name]["status"] == "pass" for one in audits)
+        marks.append(f"{passed}/{len(audits)}")
+    probes = [one["A5"]["values"] for one in audits]
+    layers = [_failing(p["excess over the reference"]) for p in probes]
+    head = [p["before the head"]["swapped"]["mean"] for p in probes]
+    residual = [list(p["residual"].values())[-1] for p in probes]
+    known = [r["mean"] for r in residual if isinstance(r, Mapping)]
+    restored = [one["A6"]["values"] for one in audits]
+    ways = [_failing(r["excess over the reference"]) for r in restored]
+    back = {
+        k: [r["forget"][RESTORE][k]["mean"] for r in restored] for k in ("swapped", "reference")
+    }
+    return [
+        " ".join(marks),
+        shown(table.spread(layers)),
+        shown(table.spread(head), 100),
+        shown(table.spread(known), digits=2) if len(known) == len(audits) else "not available",
+        shown(table.spread(ways)),
+        shown(table.spread(back["swapped"]), 100),
+        shown(table.spread(back["reference"]), 100),
+    ]
+
+
+def _failing(excess: Mapping[str, Mapping[str, float]]) -> float:
+    """Return in how many layers, or ways, there is more than in the reference, as audits count."""
+    return float(sum(gap["low"] > 0 and gap["mean"] > 0.02 for gap in excess.values()))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run and audit what is missing, then write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", default=METHODS, help="presets")
+    parser.add_argument("--output", type=Path, default=CACHE / "methods", help="run folders")
+    parser.add_argument("--table", action="store_true", help="only write the table")
+    arguments = parser.parse_args(argv)
+    folder = arguments.output.expanduser().resolve()
+    failures: list[str] = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_demo(TASK, folder / "demo")
+        arms = [arm_of(preset) for preset in METHODS]
+        jobs = make_jobs(
+            lambda arm: values(arm, folder / "demo"), arms, arguments.seeds, folder / "runs"
+        )
+        run_all = in_processes(arguments.jobs)
+        chosen = [job for job in jobs if job.arm.preset in arguments.only]
+        runs = references.runs_by_seed([job.config.output for job in jobs])
+        sources = reference_sources(runs, [], folder)
+        if not arguments.table:
+            failures = run_jobs(
+                chosen,
+                folder / "configs",
+                run_all=run_all,
+                on_end=lambda job, problem: print(job.name, problem or "done", flush=True),
+            )
+            failures += audit_arms(
+                chosen,
+                sources,
+                folder / "audits",
+                level="quick",
+                reference_level="R2",
+                run_all=run_all,
+                on_end=lambda name, problem: print(name, problem or "done", flush=True),
+            )
+        found = finished(jobs)
+        if found:
+            yardsticks = references.measure(runs, sources, "R2", folder / "references.json")
+            text = f"{methods_table(found, yardsticks)}\n\n{table.describe(yardsticks)}"
+            write_section("methods", text.replace(f"{Path.home()}/", "~/"))
+    except UserError as error:
+        print(f"methods: error: {error}", file=sys.stderr)
+        return 2
+    print("\n".join(failures))
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
