@@ -11,6 +11,7 @@ from torch.nn import functional
 from kswap.objectives import NEEDS_BANK, OBJECTIVES, Units
 from kswap.objectives.bank import build_bank, white
 from kswap.objectives.deep import (
+    alignment,
     class_mean_head,
     dispersion,
     drawn_images,
@@ -137,11 +138,31 @@ def test_translation_takes_the_mean_of_look_alikes_to_the_mean_of_the_class():
         assert torch.allclose(moved[looks == other].mean(0), mean, atol=1e-4)
 
 
-def test_translation_leaves_units_without_a_pair_where_they_are():
+@pytest.mark.parametrize("objective", ["translation", "alignment"])
+def test_units_without_a_pair_stay_where_they_are(objective):
     given = units(4, class_ids=torch.tensor([0, 1, BASE, BASE + 1]))  # retained, to be learned
     given = replace(given, features=given.base_features)
-    term = TermConfig(roles=["forget"], objective="translation", layers=["all"])
-    assert OBJECTIVES["translation"](given, term, 4.0).tolist() == [0.0] * 4
+    term = TermConfig(roles=["forget"], objective=objective, layers=["all"])
+    assert OBJECTIVES[objective](given, term, 4.0).tolist() == [0.0] * 4
+
+
+def test_alignment_is_that_of_the_means_of_groups():
+    features, targets = noise(5, SIZE), noise(5, SIZE, seed=1)
+    groups, squares = torch.tensor([1, 1, 2, 2, 0]), torch.tensor([4.0, 4.0, 2.0, 2.0, 0.0])
+    found = alignment(features, targets, groups, squares)
+    gap = features - targets
+    first, second = (gap[rows].mean(0).square().sum() for rows in (slice(0, 2), slice(2, 4)))
+    expected = [float(first) / 4] * 2 + [float(second) / 2] * 2 + [0.0]
+    assert found.tolist() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("whiten", [False, True])
+def test_alignment_begins_at_1_in_the_base(whiten):
+    _, features, _ = bank()
+    count = len(features["forget"]["head"])
+    given = units(count, base_features=features["forget"], features=features["forget"])
+    term = TermConfig(roles=["forget"], objective="alignment", layers=["all"], whiten=whiten)
+    assert OBJECTIVES["alignment"](given, term, 8.0).tolist() == pytest.approx([1.0] * count)
 
 
 def test_class_mean_head_is_the_divergence_of_an_attackers_head():

@@ -260,6 +260,7 @@ class TermConfig(Frozen):
         "dispersion",
         "impersonation",
         "translation",
+        "alignment",
         "class_mean_head",
         "subspace",
         "feature_distillation",

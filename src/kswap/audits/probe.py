@@ -1,10 +1,12 @@
 """A5: is it still inside? Linear probes of every layer, against the reference's.
 
 After every block and before the head: a standardised multinomial logistic regression over the
-forgotten and the retained classes, its regularisation chosen on validation units, its score read on
-forget-test units once. A good backbone separates classes that it never saw, so a probe is compared
-with the reference's, never with chance: residual = (P_swapped − P_ref) / (P_base − P_ref), 0 as if
-never seen, 1 as if untouched. Shuffled labels are the control of the probe itself.
+forgotten and the retained classes, each of the same weight however many units it has (else a probe
+that knows little answers the larger classes), its regularisation chosen on validation units, its
+score read on forget-test units once. A good backbone separates classes that it never saw, so a
+probe is compared with the reference's, never with chance: residual = (P_swapped − P_ref) / (P_base
+− P_ref), 0 as if never seen, 1 as if untouched. Shuffled labels are the control of the probe
+itself.
 """
 
 from __future__ import annotations
@@ -207,7 +209,9 @@ def fit(x: Matrix, y: Labels, regularisation: float) -> LogisticRegression:
     """Fit a multinomial logistic regression; where it stops short is near enough for a probe."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return LogisticRegression(C=regularisation, max_iter=60, tol=1e-3).fit(x, y)
+        return LogisticRegression(
+            C=regularisation, class_weight="balanced", max_iter=60, tol=1e-3
+        ).fit(x, y)
 
 
 def _balanced(answers: Labels, truth: Labels) -> float:

@@ -158,19 +158,34 @@ def _impersonation(u: Units, t: TermConfig, divisor: float) -> Tensor:
     )
 
 
-def _translation(u: Units, t: TermConfig, divisor: float) -> Tensor:
+def _pair_rows(u: Units) -> Tensor:
+    """Return (units,): the row of `Place.shifts` of each unit, by what the base's head sees."""
     assert u.bank is not None
     pairs = u.bank.pairs
     possible = pairs[u.class_ids.clamp_max(len(pairs) - 1)]
     possible = possible * (u.class_ids < len(pairs))[:, None]  # classes to learn have no pair
     alike = nearest(_of_base(u, "head"), u.bank.places["head"].means, possible > 0)
-    rows = possible.gather(-1, alike[:, None])[:, 0]
+    return possible.gather(-1, alike[:, None])[:, 0]
+
+
+def _translation(u: Units, t: TermConfig, divisor: float) -> Tensor:
+    rows = _pair_rows(u)
     return _mean(
         [
             deep.feature_distillation(f, _of_base(u, name) + place.shifts[rows], place.spread)
             for f, name, place in _at_places(u, t)
         ]
     )
+
+
+def _alignment(u: Units, t: TermConfig, divisor: float) -> Tensor:
+    rows = _pair_rows(u)
+    losses = []
+    for f, name, place in _at_places(u, t):
+        shifts = place.shifts[rows]
+        far = shifts.square().sum(-1)
+        losses.append(deep.alignment(f, _of_base(u, name) + shifts, rows, far))
+    return _mean(losses)
 
 
 def _class_mean_head(u: Units, t: TermConfig, divisor: float) -> Tensor:
@@ -264,6 +279,7 @@ OBJECTIVES: Mapping[str, Callable[[Units, TermConfig, float], Tensor]] = {
     "dispersion": _dispersion,
     "impersonation": _impersonation,
     "translation": _translation,
+    "alignment": _alignment,
     "class_mean_head": _class_mean_head,
     "subspace": _subspace,
     "feature_distillation": _feature_distillation,
@@ -274,7 +290,7 @@ OBJECTIVES: Mapping[str, Callable[[Units, TermConfig, float], Tensor]] = {
 returns (units,)."""
 NEEDS_FEATURES = frozenset(
     {"dispersion", "impersonation", "class_mean_head", "subspace", "feature_distillation"}
-    | {"prototype", "bounded_prototype", "translation"}
+    | {"prototype", "bounded_prototype", "translation", "alignment"}
 )
 """Objectives on the features of units."""
 NEEDS_BANK = NEEDS_FEATURES | {"tilted_distillation"}
@@ -282,19 +298,19 @@ NEEDS_BANK = NEEDS_FEATURES | {"tilted_distillation"}
 NEEDS_BASE = frozenset(
     {"distillation", "masked_distillation", "restricted_distillation", "tilted_distillation"}
     | {"negative_distillation", "nearest_class", "impersonation", "class_mean_head"}
-    | {"feature_distillation", "hedged_cross_entropy", "translation"}
+    | {"feature_distillation", "hedged_cross_entropy", "translation", "alignment"}
 )
 """Objectives that compare with the base model's outputs."""
 NEEDS_KEPT = frozenset(
     {"masked_distillation", "restricted_distillation", "tilted_distillation", "nearest_class"}
-    | {"impersonation", "class_mean_head", "hedged_cross_entropy", "translation"}
+    | {"impersonation", "class_mean_head", "hedged_cross_entropy", "translation", "alignment"}
 )
 """Those that do so on the classes that are not forgotten; without any they have no value."""
-NEEDS_OWN = frozenset({"feature_distillation", "translation"})
+NEEDS_OWN = frozenset({"feature_distillation", "translation", "alignment"})
 """Objectives that compare with the base's features of the same image."""
-NEEDS_HEAD = frozenset({"translation"})
+NEEDS_HEAD = frozenset({"translation", "alignment"})
 """Objectives that look at what the head receives, wherever else they do."""
-NEEDS_RETAINED = frozenset({"impersonation", "class_mean_head", "translation"})
+NEEDS_RETAINED = frozenset({"impersonation", "class_mean_head", "translation", "alignment"})
 """Objectives that need images of retained classes."""
 NEEDS_NOISE = frozenset({"impersonation", "random_labels"})
 """Objectives that draw."""

@@ -49,6 +49,22 @@ def feature_distillation(
     return (features.float() - targets).square().sum(-1) / spread.clamp_min(_TINY)
 
 
+def alignment(
+    features: Float[Tensor, "units size"],
+    targets: Float[Tensor, "units size"],
+    groups: Int[Tensor, " units"],
+    squares: Float[Tensor, " units"],
+) -> Float[Tensor, " units"]:
+    """Return ||mean over a unit's group in the batch of (f - t)||² / d² of each unit; d² is given.
+
+    Where d is how far the base's mean is from the target's it begins at 1, and at 0 a linear
+    probe has no mean to tell the group by. A unit with d = 0 has 0.
+    """
+    same = (groups[:, None] == groups[None, :]).float()
+    means = same @ (features.float() - targets) / same.sum(-1, keepdim=True)
+    return (means.square().sum(-1) / squares.clamp_min(_TINY)).where(squares > 0, 0.0)
+
+
 def drawn_images(
     base_logits: Float[Tensor, "units base_classes"],
     forgotten: Bool[Tensor, " base_classes"],
