@@ -51,10 +51,11 @@ def study_jobs(study: Mapping[str, Any], folder: Path, seeds: Sequence[int]) -> 
 
     def values(arm: Arm) -> Mapping[str, Any]:
         own = shared(arm)
-        terms = own.get("stages", {}).get("learn", {}).get("terms")
+        learn = own.get("stages", {}).get("learn", {})
         # What the suite adds to the two stages holds for the joint one too.
-        joint = {"stages": {"joint": {"terms": terms}}} if terms else {}
-        return merge(merge(own, joint), matched_steps(arm.order, study["steps"]))
+        joint = {key: learn[key] for key in ("terms", "depth") if key in learn}
+        own = merge(own, {"stages": {"joint": joint}}) if joint else own
+        return merge(own, matched_steps(arm.order, study["steps"]))
 
     arms = make_arms([study["preset"]], study["orders"], study["variants"])
     return list(make_jobs(values, arms, seeds, folder / "runs"))

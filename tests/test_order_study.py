@@ -60,8 +60,9 @@ def test_the_study_that_ships_has_every_order_with_and_without_each_term(study, 
     for job in jobs:
         stages = plan(job.config.for_task("classification"))
         assert sum(stage.config.max_steps for stage in stages) == 98
-        for stage in stages:  # the demo's own terms, in joint stages too
+        for stage in stages:  # the demo's own terms and depth, in joint stages too
             assert "own" in stage.config.terms
+            assert stage.config.depth == "last-4"
             assert "known" in stage.config.terms or stage.kind == "forget"
 
 
