@@ -468,11 +468,14 @@ def _schema(arguments: argparse.Namespace, overrides: list[str]) -> None:
 
 def _quieten() -> None:
     """Silence the libraries' own bars and advice: what matters is said by kswap."""
+    import logging as standard
     import os
 
     for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
         os.environ.setdefault(name, "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # PEFT imports it where it is installed; it advises on kernels that no fp32 run uses.
+    standard.getLogger("bitsandbytes").setLevel(standard.ERROR)
     import datasets
     from transformers.utils import logging
 
