@@ -6,7 +6,8 @@ The swap is that of `kswap demo classification`, in order LF. All methods get th
 flips, steps, batches and blocks (but `deep`, which trains all), and those that have no learning
 stage of their own learn by the demo's; what differs is the objective. Every run is a `kswap run`,
 then a `kswap audit --level quick` with the demo's reference, each in a process of its own, kept
-under the cache folder, so that the command goes on where it was stopped.
+under the cache folder, so that the command goes on where it was stopped; what a finished one says
+is kept in benchmarks/records.
 """
 
 from __future__ import annotations
@@ -18,17 +19,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from records import Records, scores_of
 from tables import shown, write_section
 
-from kswap.benching import references, table
+from kswap.benching import table
 from kswap.benching.arms import Arm
 from kswap.benching.audits import audit_arms
-from kswap.benching.bench import reference_sources
-from kswap.benching.execution import finished, make_jobs, run_jobs
+from kswap.benching.execution import Job, make_jobs, run_jobs
 from kswap.benching.processes import in_processes
 from kswap.demo import demo_values, write_demo
 from kswap.errors import UserError
 from kswap.presets import PRESETS
+from kswap.run_folder import read_results
 from kswap.yaml_text import merge
 
 CACHE = Path(os.environ.get("KSWAP_BENCH", Path.home() / ".cache/kswap-data/bench"))
@@ -41,6 +43,12 @@ METHODS = [
 ]
 _BATCHES = {"learn": 32, "retain": 32, "forget": 16, "kept": 48}
 RESTORE = "class means of 5 images"
+SEEDS = (0, 1, 2)
+_OF_AUDITS = {
+    "A5": ("excess over the reference", "before the head", "residual"),
+    "A6": ("excess over the reference", "forget"),
+}
+"""Audit -> of its values those that the table is made from."""
 
 
 def values(arm: Arm, folder: Path) -> Mapping[str, Any]:
@@ -134,11 +142,54 @@ def _failing(excess: Mapping[str, Mapping[str, float]]) -> float:
     return float(sum(gap["low"] > 0 and gap["mean"] > 0.02 for gap in excess.values()))
 
 
+def summary(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a record of the table has of a run: scores, and what the audits say."""
+    audit = results["audit"]
+    audits = audit["audits"]
+    kept: dict[str, Any] = {name: {"status": one["status"]} for name, one in audits.items()}
+    for name, keys in _OF_AUDITS.items():
+        kept[name]["values"] = {key: audits[name]["values"][key] for key in keys}
+    verdict = {key: audit["verdict"][key] for key in ("level", "reason")}
+    return {**scores_of(results), "audit": {"verdict": verdict, "audits": kept}}
+
+
+def run_seed(jobs: Sequence[Job], folder: Path, records: Records, *, num_jobs: int) -> list[str]:
+    """Run and audit the methods of one seed; return what went wrong, a line each."""
+    run_all = in_processes(num_jobs)
+    failures = run_jobs(
+        jobs,
+        folder / "configs",
+        run_all=run_all,
+        on_end=lambda job, problem: print(job.name, problem or "done", flush=True),
+    )
+    by_arm = {job.arm.name: job for job in jobs}
+
+    def audited(name: str, problem: str) -> None:
+        print(name, problem or "done", flush=True)
+        if not problem:
+            records.add(by_arm[name.removeprefix("audit of ")], summary)
+
+    reference = {job.seed: [str(folder / "demo-reference")] for job in jobs}
+    failures += audit_arms(
+        jobs,
+        reference,
+        folder / f"audits-{jobs[0].seed}" if jobs else folder,
+        level="quick",
+        reference_level="R2",
+        run_all=run_all,
+        on_end=audited,
+    )
+    for job in records.missing(jobs):  # audited by a command that was stopped since
+        if job.results_path.exists() and "audit" in read_results(job.config.output):
+            records.add(job, summary)
+    return failures
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run and audit what is missing, then write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", choices=SEEDS, default=SEEDS)
     parser.add_argument("--only", nargs="+", default=METHODS, help="presets")
     parser.add_argument("--output", type=Path, default=CACHE / "methods", help="run folders")
     parser.add_argument("--table", action="store_true", help="only write the table")
@@ -149,34 +200,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         write_demo(TASK, folder / "demo")
         arms = [arm_of(preset) for preset in METHODS]
-        jobs = make_jobs(
-            lambda arm: values(arm, folder / "demo"), arms, arguments.seeds, folder / "runs"
-        )
-        run_all = in_processes(arguments.jobs)
-        chosen = [job for job in jobs if job.arm.preset in arguments.only]
-        runs = references.runs_by_seed([job.config.output for job in jobs])
-        sources = reference_sources(runs, [], folder)
-        if not arguments.table:
-            failures = run_jobs(
-                chosen,
-                folder / "configs",
-                run_all=run_all,
-                on_end=lambda job, problem: print(job.name, problem or "done", flush=True),
-            )
-            failures += audit_arms(
-                chosen,
-                sources,
-                folder / "audits",
-                level="quick",
-                reference_level="R2",
-                run_all=run_all,
-                on_end=lambda name, problem: print(name, problem or "done", flush=True),
-            )
-        found = finished(jobs)
+        every = make_jobs(lambda arm: values(arm, folder / "demo"), arms, SEEDS, folder / "runs")
+        records = Records("methods", folder)
+        chosen = [
+            job for job in every if job.arm.preset in arguments.only and job.seed in arguments.seeds
+        ]
+        for seed in () if arguments.table else arguments.seeds:
+            missing = records.missing([job for job in chosen if job.seed == seed])
+            failures += run_seed(missing, folder, records, num_jobs=arguments.jobs)
+        found = records.found(every)
         if found:
-            yardsticks = references.measure(runs, sources, "R2", folder / "references.json")
+            yardsticks = records.yardsticks(every)
             text = f"{methods_table(found, yardsticks)}\n\n{table.describe(yardsticks)}"
-            write_section("methods", text.replace(f"{Path.home()}/", "~/"))
+            write_section("methods", text)
     except UserError as error:
         print(f"methods: error: {error}", file=sys.stderr)
         return 2

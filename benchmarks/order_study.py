@@ -4,7 +4,8 @@
 
 What is compared is in benchmarks/order_study.yaml. Every swap is one `kswap run` in a process of
 its own, whose folder is kept under the cache folder, so that the command goes on where it was
-stopped. `--table` only writes the section again.
+stopped; what a finished one scored is kept in benchmarks/records. `--table` only writes the section
+again.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from records import Records
 from tables import section, write_section
 
-from kswap.benching import references, table
+from kswap.benching import table
 from kswap.benching.arms import Arm, make_arms, matched_steps
-from kswap.benching.bench import DEMOS, reference_sources, suite_values
-from kswap.benching.execution import Job, finished, make_jobs, run_jobs
+from kswap.benching.bench import DEMOS, suite_values
+from kswap.benching.execution import Job, make_jobs, run_jobs
 from kswap.benching.processes import in_processes
 from kswap.errors import UserError
 from kswap.yaml_text import merge, read_yaml
@@ -85,15 +87,17 @@ def contrast_table(
 
 
 def write_study(
-    study: Mapping[str, Any], jobs: Sequence[Job], folder: Path, *, timed: bool
+    study: Mapping[str, Any],
+    jobs: Sequence[Job],
+    records: Records,
+    *,
+    timed: bool,
 ) -> None:
     """Write the table, the differences and the references into docs/results.md."""
-    found = finished(jobs)
+    found = records.found(jobs)
     if not found:
         return
-    runs = references.runs_by_seed([job.config.output for job in jobs])
-    sources = reference_sources(runs, [], folder)
-    yardsticks = references.measure(runs, sources, "R2", folder / "references.json")
+    yardsticks = records.yardsticks(jobs)
     parts = [
         section(found, yardsticks, timed=timed),
         f"Differences, seed by seed ({study['steps']['learn']} learning and "
@@ -118,17 +122,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         study = read_study(arguments.study)
         folder = arguments.output.expanduser().resolve()
-        jobs = study_jobs(study, folder, arguments.seeds or study["seeds"])
+        every = study_jobs(study, folder, study["seeds"])
+        records = Records(arguments.study.stem, folder)
+        names = [f"{study['preset']}-{name}" for name in arguments.only or ()]
+        seeds = arguments.seeds or study["seeds"]
+        chosen = [j for j in every if j.seed in seeds and (not names or j.arm.name in names)]
         failures: list[str] = []
+
+        def ended(job: Job, problem: str) -> None:
+            print(job.name, problem or "done", flush=True)
+            if not problem:
+                records.add(job)
+
         if not arguments.table:
-            names = [f"{study['preset']}-{name}" for name in arguments.only or ()]
+            missing = records.missing(chosen)
+            for job in missing:
+                if job.results_path.exists():
+                    records.add(job)
             failures = run_jobs(
-                [job for job in jobs if not names or job.arm.name in names],
-                folder / "configs",
-                run_all=in_processes(arguments.jobs),
-                on_end=lambda job, problem: print(job.name, problem or "done", flush=True),
+                missing, folder / "configs", run_all=in_processes(arguments.jobs), on_end=ended
             )
-        write_study(study, jobs, folder, timed=arguments.jobs == 1)
+        write_study(study, every, records, timed=arguments.jobs == 1)
     except UserError as error:
         print(f"order_study: error: {error}", file=sys.stderr)
         return 2

@@ -12,10 +12,12 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.fixture
-def study(monkeypatch):
+def study(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(BENCHMARKS)
     import order_study
+    import records
 
+    monkeypatch.setattr(records, "FOLDER", tmp_path / "records")
     return order_study
 
 
