@@ -82,8 +82,9 @@ def test_features_are_those_that_the_audits_look_at(name):
 
 FEATURES = {
     name: TermConfig(roles=("forget",), objective=name, layers=("all",))
-    for name in ("dispersion", "impersonation", "class_mean_head", "subspace", "prototype")
-}
+    for name in ("dispersion", "impersonation", "translation", "alignment", "class_mean_head",
+                 "subspace", "prototype")
+}  # fmt: skip
 ANSWERS = ("logits", "boxes", "masks")
 ROLE_OF_ROW = [RETAIN, RETAIN, RETAIN, FORGET, LEARN]
 

@@ -43,7 +43,7 @@ def test_methods_get_the_same_images_flips_and_blocks(planned):
     assert {c["data"]["augment"] for c in configs} == {"flip"}
     assert {c[role]["fraction"] for c in configs for role in ("learn", "forget", "retain")} == {1.0}
     depths = {name: {s.config.depth for s in stages} for name, (_, stages) in planned.items()}
-    assert depths.pop("deep") == {"all"}
+    assert depths.pop("deep") == {"last-4", "last-6"}
     assert all(depth == {"last-4"} for depth in depths.values())
 
 

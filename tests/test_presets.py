@@ -22,6 +22,8 @@ from kswap.training.informing import some_of_each
 LOOKING = {
     "spread": {"roles": ["forget"], "objective": "dispersion", "layers": ["head", 0.5, 1.0]},
     "like": {"roles": ["forget"], "objective": "impersonation", "layers": ["all"]},
+    "move": {"roles": ["forget"], "objective": "translation", "layers": [1.0]},
+    "align": {"roles": ["forget"], "objective": "alignment", "layers": [0.5], "whiten": True},
     "own": {"roles": ["retain"], "objective": "feature_distillation", "whiten": True},
 }
 
@@ -104,7 +106,7 @@ def test_terms_on_features_pull_at_the_adapter_and_are_the_same_bits_again(value
     weights = [load_file(p / "adapter" / "adapter_model.safetensors") for p in (plain, one, two)]
     assert all(torch.equal(weights[1][n], weights[2][n]) for n in weights[1])
     assert any(not torch.equal(weights[0][n], weights[1][n]) for n in weights[0])
-    assert {"spread", "like", "own"} <= set(events(one)[-1]["terms"])
+    assert set(LOOKING) <= set(events(one)[-1]["terms"])
 
 
 def test_features_can_be_looked_at_where_activations_are_recomputed(values):
@@ -129,13 +131,23 @@ def test_the_bank_takes_evenly_from_every_class():
 
 @pytest.mark.parametrize(
     ("objective", "said"),
-    [("impersonation", "needs images of retained classes"), ("class_mean_head", "retain")],
+    [
+        ("impersonation", "needs images of retained classes"),
+        ("translation", "needs images of retained classes"),
+        ("class_mean_head", "retain"),
+    ],
 )
 def test_an_objective_that_needs_retained_images_says_so(values, objective, said):
     terms = {"like": {"roles": ["forget"], "objective": objective}}
     del values["retain"]
     with pytest.raises(UserError, match=said):
         run(values, "x", preset="retain-free", stages=with_terms(values, terms))
+
+
+def test_translation_sees_what_the_head_receives_wherever_it_looks(values):
+    """Its pairs are of the head, though no term of the stage looks there."""
+    stages = with_terms(values, {"move": LOOKING["move"], **FORGET})
+    assert "move" in events(run(values, "move", stages=stages))[-1]["terms"]
 
 
 def test_a_preset_of_another_task_says_so():

@@ -1,8 +1,8 @@
 """Preset `deep`: `default`, and forgetting below the answer.
 
-What it reaches, measured on the embedded demo, is in LOG.md (2026-11-24); what it costs is one more
-forward of the base model on retain and forget images before the first stage, and no forward more in
-a step.
+What it reaches, measured on the embedded demo, is in docs/results.md; how its values were chosen in
+LOG.md (2026-11-25). What it costs is a longer forgetting stage, and one more forward of the base
+model on retain and forget images before the first stage.
 """
 
 from __future__ import annotations
@@ -14,15 +14,23 @@ from kswap.presets.default import DEFAULT, DEFAULT_SCENES
 # Early blocks hold little of a class (a probe finds as much in a model that never saw it): from a
 # third of the depth on.
 _PLACES = ["head", 0.34, 0.56, 0.78, 1.0]
+_END = ["head", 1.0]
 _DEEP = {
-    # A forgotten image looks, on its way, like a retained one that the base takes it for: this is
-    # what hides it from a probe. The distance starts near 1.7 and cannot fall below that of two
-    # images of one class, so that it goes on pulling.
+    # Forgotten images move onto the retained class that they look like, each group as a whole, so
+    # that they go on varying as images do: a cloud in one place is what a probe would find.
     "like": {
         "roles": ["forget"],
-        "objective": "impersonation",
-        "weight": 0.5,
+        "objective": "translation",
+        "weight": 8.0,
         "layers": _PLACES,
+    },
+    # What is left between the means, where directions that hardly vary count as for a probe.
+    "align": {
+        "roles": ["forget"],
+        "objective": "alignment",
+        "weight": 3.0,
+        "layers": _END,
+        "whiten": True,
     },
     # The class has no direction in common: a mean of a few images says nothing. Where the class is
     # told apart, at the end.
@@ -40,15 +48,21 @@ _DEEP = {
         "layers": _PLACES,
     },
 }
+_FORGET_BATCH = {"roles": ["forget"], "batch_size": 32}  # twice `default`'s: steadier means
+_MIN_STEPS = 120  # features move more slowly than answers
 
 
-def _deep(default: dict[str, Any]) -> dict[str, Any]:
-    stages = {
-        kind: {**default["stages"][kind], "terms": {**default["stages"][kind]["terms"], **_DEEP}}
-        for kind in ("forget", "joint")
-    }
-    return {**default, "stages": {**default["stages"], **stages}}
+def _deep(default: dict[str, Any], *, scenes: bool) -> dict[str, Any]:
+    """Return `default` with these terms in the stages that forget."""
+    stages = dict(default["stages"])
+    for kind in ("forget", "joint"):
+        own = stages[kind]
+        stages[kind] = {**own, "terms": {**own["terms"], **_DEEP}}
+        if not scenes:
+            streams = {**own["streams"], "forget": _FORGET_BATCH}
+            stages[kind] |= {"streams": streams, "min_steps": _MIN_STEPS}
+    return {**default, "stages": stages}
 
 
-DEEP = _deep(DEFAULT)
-DEEP_SCENES = _deep(DEFAULT_SCENES)
+DEEP = _deep(DEFAULT, scenes=False)
+DEEP_SCENES = _deep(DEFAULT_SCENES, scenes=True)
