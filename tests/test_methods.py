@@ -60,7 +60,7 @@ def test_methods_train_for_as_many_steps_as_the_demo(methods, planned):
 def test_those_without_a_learning_stage_of_their_own_learn_as_the_demo_does(planned):
     learning = {n: dict(stages[0].config.terms) for n, (_, stages) in planned.items()}
     own = {n for n, terms in learning.items() if terms != learning["default"]}
-    assert own == {"paper", "ft", "gs-lora", "gs-lora++", "lwf", "ewc"}
+    assert own == {"deep", "paper", "ft", "gs-lora", "gs-lora++", "lwf", "ewc"}
 
 
 def test_a_row_counts_what_fails_as_the_audits_do(methods):

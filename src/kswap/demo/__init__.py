@@ -131,8 +131,14 @@ _OWN: dict[str, dict[str, Any]] = {
 """What the demo sets besides model and sources, where the preset is not another method."""
 _ALL = {"depth": "all"}
 _DEEP: dict[str, dict[str, Any]] = {
-    # Below the last six of nine blocks base and reference hold as much (docs/audits.md).
-    "classification": {"stages": {"forget": {"depth": "last-6", "epochs": 7.5}}},
+    # Below the last six of nine blocks base and reference hold as much (docs/audits.md). The
+    # features of retained images weigh as much as the preset says.
+    "classification": {
+        "stages": {
+            "learn": {"terms": {"own": {"weight": 2.0}}},
+            "forget": {"depth": "last-6", "epochs": 7.5, "terms": {"own": {"weight": 4.0}}},
+        }
+    },
     "segmentation": {"stages": {"learn": _ALL, "forget": _ALL, "joint": _ALL}},
     "detection": {},
 }

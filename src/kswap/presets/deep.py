@@ -40,21 +40,25 @@ _DEEP = {
         "weight": 1.0,
         "layers": ["head", 0.78, 1.0],
     },
-    # Retained images keep their features; their labels say little, for the base has learnt them.
+    # Retained images keep their features, or forgotten ones move to where a class has been.
     "own": {
         "roles": ["retain"],
         "objective": "feature_distillation",
-        "weight": 2.0,
+        "weight": 4.0,
         "layers": _PLACES,
     },
 }
+# While learning as well: what drifts then is drift for the forgetting stage.
+_HELD = {**_DEEP["own"], "weight": 2.0, "layers": ["head", 0.78, 1.0]}
 _FORGET_BATCH = {"roles": ["forget"], "batch_size": 32}  # twice `default`'s: steadier means
 _MIN_STEPS = 120  # features move more slowly than answers
 
 
 def _deep(default: dict[str, Any], *, scenes: bool) -> dict[str, Any]:
-    """Return `default` with these terms in the stages that forget."""
+    """Return `default` with these terms."""
     stages = dict(default["stages"])
+    learn = stages["learn"]
+    stages["learn"] = {**learn, "terms": {**learn["terms"], "own": _HELD}}
     for kind in ("forget", "joint"):
         own = stages[kind]
         stages[kind] = {**own, "terms": {**own["terms"], **_DEEP}}
