@@ -150,6 +150,8 @@ def summary(results: Mapping[str, Any]) -> dict[str, Any]:
     kept: dict[str, Any] = {name: {"status": one["status"]} for name, one in audits.items()}
     for name, keys in _OF_AUDITS.items():
         kept[name]["values"] = {key: audits[name]["values"][key] for key in keys}
+    restored = audits["A6"]["values"]["forget"][RESTORE]
+    kept["A6"]["values"]["forget"] = {RESTORE: restored}
     verdict = {key: audit["verdict"][key] for key in ("level", "reason")}
     return {**scores_of(results), "audit": {"verdict": verdict, "audits": kept}}
 
