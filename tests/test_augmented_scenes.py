@@ -61,5 +61,7 @@ def test_the_model_without_its_adapter_answers_as_the_base_did(name):
         moved = task.teach(swapped, examples, num_base=num_base)
     assert {k: v.shape for k, v in after.items()} == {k: v.shape for k, v in before.items()}
     for key, value in before.items():
-        assert torch.allclose(after[key].float(), value.float(), atol=1e-4), key
-        assert not torch.allclose(moved[key].float(), value.float(), atol=1e-4), key
+        # What is kept in half precision may be rounded to the next number on either side.
+        near = 1e-4 if value.dtype == torch.float32 else 1e-3
+        assert torch.allclose(after[key].float(), value.float(), atol=near), key
+        assert not torch.allclose(moved[key].float(), value.float(), atol=near), key

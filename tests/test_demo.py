@@ -11,6 +11,7 @@ import pytest
 import kswap.demo
 from kswap.demo import demo_config
 from kswap.errors import UserError
+from kswap.presets import PRESETS
 
 ASSETS = Path(kswap.demo.__file__).parent / "assets"
 CLASSES = {
@@ -109,7 +110,20 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
         demo_config("classification", tmp_path / "run")
 
 
-@pytest.mark.parametrize(("preset", "depth"), [("default", "last-4"), ("deep", "all")])
+@pytest.mark.parametrize(("preset", "depth"), [("default", "last-4"), ("deep", "last-6")])
 def test_what_a_preset_of_the_demo_trains(preset, depth, tmp_path):
     config = demo_config("classification", tmp_path / "run", ["--preset", preset])
-    assert config.stages.learn.depth == config.stages.forget.depth == depth
+    assert config.stages.learn.depth == "last-4"  # both learn alike
+    assert config.stages.forget.depth == depth
+
+
+@pytest.mark.parametrize("task", ["classification", "segmentation", "detection"])
+def test_the_demo_under_deep_weighs_features_as_the_preset_does(task, tmp_path):
+    """Where the demo's own settings have a term of the same name."""
+    config = demo_config(task, tmp_path / "run", ["--preset", "deep"])
+    preset = PRESETS["deep"][task]["stages"]
+    for kind in ("learn", "forget"):
+        terms = preset[kind]["terms"]
+        own = dict(config.stages)[kind].terms
+        for name in {"like", "align", "spread", "own"} & set(terms):
+            assert own[name].weight == terms[name]["weight"], (kind, name)
