@@ -13,16 +13,14 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from commands import measured
 from tables import write_section
 
 from kswap.run_folder import read_results
@@ -31,28 +29,6 @@ TASKS = ("classification", "segmentation", "detection")
 LEVELS = ("quick", "standard", "strict")
 CHROMIUM = Path("/usr/bin/chromium")
 OPENINGS = 5
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Of one command."""
-
-    processor_s: float
-    clock_s: float
-
-
-def measured(*words: str) -> Cost:
-    """Run `kswap` with these words and return what it took."""
-    before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run(
-        [sys.executable, "-m", "kswap", *words],
-        check=True,
-        stdout=subprocess.DEVNULL,
-        stdin=subprocess.DEVNULL,
-    )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Cost(spent, time.perf_counter() - begin)
 
 
 def opening_s(page: Path) -> float | None:

@@ -11,16 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
-from tables import section, write_section
+from tables import CACHE, section, write_section
 
 from kswap.benching.references import yardsticks_beside
-
-CACHE = Path(os.environ.get("KSWAP_BENCH", Path.home() / ".cache/kswap-data/bench"))
 
 
 def main() -> int:

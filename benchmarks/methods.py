@@ -14,15 +14,16 @@ benchmarks/records.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from records import Records, scores_of
-from tables import shown, write_section
+from tables import CACHE, shown, write_section
 
+from kswap.audits.findings import Interval
+from kswap.audits.probe import MARGIN
 from kswap.benching import table
 from kswap.benching.arms import Arm
 from kswap.benching.audits import audit_arms
@@ -34,7 +35,6 @@ from kswap.presets import PRESETS
 from kswap.run_folder import read_results
 from kswap.yaml_text import merge
 
-CACHE = Path(os.environ.get("KSWAP_BENCH", Path.home() / ".cache/kswap-data/bench"))
 TASK = "classification"
 STEPS = {"learn": 78, "forget": 52}
 """Those of the demo."""
@@ -45,11 +45,6 @@ METHODS = [
 _BATCHES = {"learn": 32, "retain": 32, "forget": 16, "kept": 48}
 RESTORE = "class means of 5 images"
 SEEDS = (0, 1, 2)
-_OF_AUDITS = {
-    "A5": ("excess over the reference", "before the head", "residual"),
-    "A6": ("excess over the reference", "forget"),
-}
-"""Audit -> of its values those that the table is made from."""
 
 
 def values(arm: Arm, folder: Path) -> Mapping[str, Any]:
@@ -138,9 +133,9 @@ def _audited(audits: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def _failing(excess: Mapping[str, Mapping[str, float]]) -> float:
+def _failing(excess: Mapping[str, Mapping[str, Any]]) -> float:
     """Return in how many layers, or ways, there is more than in the reference, as audits count."""
-    return float(sum(gap["low"] > 0 and gap["mean"] > 0.02 for gap in excess.values()))
+    return float(sum(Interval(**gap).above(MARGIN) for gap in excess.values()))
 
 
 def summary(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,10 +143,13 @@ def summary(results: Mapping[str, Any]) -> dict[str, Any]:
     audit = results["audit"]
     audits = audit["audits"]
     kept: dict[str, Any] = {name: {"status": one["status"]} for name, one in audits.items()}
-    for name, keys in _OF_AUDITS.items():
-        kept[name]["values"] = {key: audits[name]["values"][key] for key in keys}
-    restored = audits["A6"]["values"]["forget"][RESTORE]
-    kept["A6"]["values"]["forget"] = {RESTORE: restored}
+    probes, restored = audits["A5"]["values"], audits["A6"]["values"]
+    of_probes = ("excess over the reference", "before the head", "residual")
+    kept["A5"]["values"] = {key: probes[key] for key in of_probes}
+    kept["A6"]["values"] = {
+        "excess over the reference": restored["excess over the reference"],
+        "forget": {RESTORE: restored["forget"][RESTORE]},
+    }
     verdict = {key: audit["verdict"][key] for key in ("level", "reason")}
     return {**scores_of(results), "audit": {"verdict": verdict, "audits": kept}}
 

@@ -11,14 +11,13 @@ again.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from records import Records
-from tables import section, write_section
+from tables import CACHE, section, write_section
 
 from kswap.benching import table
 from kswap.benching.arms import Arm, make_arms, matched_steps
@@ -28,7 +27,6 @@ from kswap.benching.processes import in_processes
 from kswap.errors import UserError
 from kswap.yaml_text import merge, read_yaml
 
-CACHE = Path(os.environ.get("KSWAP_BENCH", Path.home() / ".cache/kswap-data/bench"))
 STUDY = Path(__file__).with_suffix(".yaml")
 _KEYS = {"suite", "preset", "orders", "variants", "seeds", "steps", "contrasts"}
 

@@ -20,8 +20,6 @@ import argparse
 import json
 import math
 import re
-import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from commands import measured
 from tables import shown, write_section
 from torch import nn
 from torch.nn import functional
@@ -62,11 +61,8 @@ class Images:
 
 def swap_seconds(to: Path, seed: int) -> tuple[float, dict[str, float]]:
     """Run the demo; return the processor's seconds and the scores at its end."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     words = ["demo", "classification", "--output", str(to), "--seed", str(seed), "--audit", "none"]
-    subprocess.run([sys.executable, "-m", "kswap", *words], check=True, stdout=subprocess.DEVNULL)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    seconds = measured(*words).processor_s
     results = json.loads((to / "results.json").read_text(encoding="utf-8"))
     return seconds, results["stages"][-1]["scores"]
 

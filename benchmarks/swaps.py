@@ -13,13 +13,12 @@ was stopped. `--table` only rewrites the table from the run folders that are the
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tables import section, write_section
+from tables import CACHE, section, write_section
 
 from kswap.benching import references, table
 from kswap.benching.arms import Arm, make_arms
@@ -28,7 +27,6 @@ from kswap.benching.processes import in_processes
 from kswap.demo import demo_values, write_demo
 from kswap.yaml_text import merge
 
-CACHE = Path(os.environ.get("KSWAP_BENCH", Path.home() / ".cache/kswap-data/bench"))
 SEEDED = {
     "classification": [
         *make_arms(["default"], ["LF", "FL", "J"], ["full"]),

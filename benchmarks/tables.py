@@ -1,13 +1,15 @@
-"""Where a benchmark's table stands in docs/results.md."""
+"""Where benchmarks keep their runs, and their tables in docs."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kswap.benching import table
 
+CACHE = Path(os.environ.get("KSWAP_BENCH", Path.home() / ".cache/kswap-data/bench"))
 RESULTS = Path(__file__).parents[1] / "docs/results.md"
 
 

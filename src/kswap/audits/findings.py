@@ -27,6 +27,10 @@ class Interval:
     n: int
     """Images or units of a share; repetitions where something was trained or drawn."""
 
+    def above(self, margin: float) -> bool:
+        """Whether it is more than 0 beyond chance, and by more than `margin`."""
+        return self.low > 0 and self.mean > margin
+
     def to_mapping(self) -> dict[str, Any]:
         """Return the cell of a table."""
         values = {"mean": self.mean, "low": self.low, "high": self.high}

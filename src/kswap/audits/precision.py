@@ -123,7 +123,7 @@ def audit(case: Case, look: Look) -> Finding:
     most = KEPT_SHARE * (float(before.hits().mean()) if before is not None else 0.0)
     back = [v for v in VARIANTS if _number(seen["swapped"][v], "forget") > most]
     gains = _gains(restored) if len(names) == 2 else {}
-    worse = [v for v, gain in gains.items() if gain.low > 0 and gain.mean > _MARGIN]
+    worse = [v for v, gain in gains.items() if gain.above(_MARGIN)]
     status = case.status(failed=bool(back or worse))
     parts = [
         f"{what}: {', '.join(which)}"

@@ -33,7 +33,7 @@ SEEDS = 3
 _DRAWN = 0.8
 """Share of the train units of each class that a repetition is fitted on."""
 _LEAST_GAP = 0.02
-_MARGIN = 0.02
+MARGIN = 0.02
 """A probe counts as stronger than the reference's from so much on."""
 
 Matrix = NDArray[np.float32]
@@ -86,7 +86,7 @@ def audit(case: Case, *, layers: Sequence[str] | None = None) -> Finding:
             excess[layer] = difference(
                 of_layer["swapped"].forget, of_layer["reference"].forget, num_tests=len(names)
             )
-    over = [layer for layer, gap in excess.items() if gap.low > 0 and gap.mean > _MARGIN]
+    over = [layer for layer, gap in excess.items() if gap.above(MARGIN)]
     curve = Curve(
         "Probe of forgotten classes by layer",
         "layer",

@@ -165,7 +165,7 @@ def _comes_back(
     if "reference" not in areas:
         return False
     gap = t_interval([a - b for a, b in zip(areas["swapped"], areas["reference"], strict=True)])
-    return gap.low > 0 and gap.mean > _MARGIN
+    return gap.above(_MARGIN)
 
 
 def _row(

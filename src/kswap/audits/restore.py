@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sklearn.neighbors import KNeighborsClassifier
 
 from kswap.audits.findings import Cell, Finding, Interval, Table, missing
-from kswap.audits.probe import REGULARISATIONS, fit, lacking, training_units
+from kswap.audits.probe import MARGIN, REGULARISATIONS, fit, lacking, training_units
 from kswap.audits.statistics import difference, share_interval, t_interval
 from kswap.audits.subjects import NO_FORGET, Case, Subject
 from kswap.models.rows import class_mean_rows
@@ -29,7 +29,6 @@ DRAWS = 5
 _NEIGHBOURS = 20
 _SHARES = (0.5, 0.8, 1.0)
 _HEAD_SHOTS = 5
-_MARGIN = 0.02
 
 Hits = tuple[list[NDArray[np.bool_]], list[NDArray[np.bool_]]]
 """By draw: of each test unit of forget, and of retain, whether it is right."""
@@ -68,7 +67,7 @@ def audit(case: Case) -> Finding:
                 np.mean(hits["reference"][0], 0),
                 num_tests=len(methods),
             )
-    over = [m for m, gap in excess.items() if gap.low > 0 and gap.mean > _MARGIN]
+    over = [m for m, gap in excess.items() if gap.above(MARGIN)]
     if not case.decides:
         reason = case.without_decision()
     elif over:

@@ -50,9 +50,9 @@ def demo_values(task: str, output: Path, preset: str) -> dict[str, Any]:
     """
     base, scenes = _beside(output)
     values = _classification() if task == "classification" else _scenes(task, scenes)
-    own = _OWN[task] if preset in ("default", "deep") else {}
-    if preset == "deep":
-        own = merge(own, _DEEP[task])
+    own: dict[str, Any] = {}
+    if preset in _BY_PRESET:
+        own = merge(_OWN[task], _BY_PRESET[preset].get(task, {}))
     return {**values, **own, "task": task, "model": str(base)}
 
 
@@ -103,46 +103,48 @@ _KNOWN = {"roles": ["learn"], "objective": "restricted_distillation", "weight": 
 # The base has learnt the retained images by heart: their features say more than their answers.
 _FEATURES = {"roles": ["retain"], "objective": "feature_distillation", "weight": 1.0}
 _LAST = {"depth": "last-4"}
-_DECODERS = {"depth": "last-5"}
 _OWN: dict[str, dict[str, Any]] = {
     "classification": {
         # Photographs may be mirrored. Nothing is chosen on the run's own images: all of them train.
         "data": {"augment": "flip", "validation_fraction": 0.0},
         "head": {"margin": 0.5},  # chosen on images of CIFAR-10 that are in neither split
-        # The last four of nine blocks do better than all of them, at half the cost of a step
-        # (LOG.md, 2026-11-24). As long as 90 s on two cores allow.
         "stages": {
-            "learn": {**_LAST, "epochs": 3.25, "terms": {"known": _KNOWN, "own": _FEATURES}},
-            "forget": {**_LAST, "epochs": 1.6, "terms": {"known": _KNOWN, "own": _FEATURES}},
+            "learn": {**_LAST, "epochs": 3.25, "terms": {"known": _KNOWN}},
+            "forget": {"terms": {"known": _KNOWN}},
         },
     },
-    # The backbone stays as it is: what it gives is kept, so that more steps fit. Chosen on scenes
-    # of other seeds, in no split (LOG.md, 2026-11-24).
+    # Chosen on scenes of other seeds, in no split (LOG.md, 2026-11-24).
     "segmentation": {
         "training": {"checkpoint_steps": 100},
         "stages": {
-            "learn": {**_DECODERS, "epochs": 15.0},
-            "forget": {**_DECODERS, "epochs": 7.0, "terms": {"forget": {"weight": 3.0}}},
-            "joint": {**_DECODERS, "epochs": 22.0, "terms": {"forget": {"weight": 3.0}}},
+            "learn": {"epochs": 15.0},
+            "forget": {"epochs": 7.0, "terms": {"forget": {"weight": 3.0}}},
+            "joint": {"epochs": 22.0, "terms": {"forget": {"weight": 3.0}}},
         },
     },
     "detection": {"training": {"checkpoint_steps": 100}},
 }
 """What the demo sets besides model and sources, where the preset is not another method."""
-_ALL = {"depth": "all"}
-_DEEP: dict[str, dict[str, Any]] = {
-    # Below the last six of nine blocks base and reference hold as much (docs/audits.md). The
-    # features of retained images weigh as much as the preset says.
-    "classification": {
-        "stages": {
-            "learn": {"terms": {"own": {"weight": 2.0}}},
-            "forget": {"depth": "last-6", "epochs": 7.5, "terms": {"own": {"weight": 4.0}}},
-        }
+_BY_PRESET: dict[str, dict[str, dict[str, Any]]] = {
+    "default": {
+        # The last four of nine blocks do better than all of them, at half the cost of a step
+        # (LOG.md, 2026-11-24). As long as 90 s on two cores allow.
+        "classification": {
+            "stages": {
+                "learn": {"terms": {"own": _FEATURES}},
+                "forget": {**_LAST, "epochs": 1.6, "terms": {"own": _FEATURES}},
+            }
+        },
+        # The backbone stays as it is: what it gives is kept, so that more steps fit.
+        "segmentation": {
+            "stages": {kind: {"depth": "last-5"} for kind in ("learn", "forget", "joint")}
+        },
     },
-    "segmentation": {"stages": {"learn": _ALL, "forget": _ALL, "joint": _ALL}},
-    "detection": {},
+    # It forgets in more blocks, and its own terms hold features. Below the last six of nine base
+    # and reference hold as much (docs/audits.md).
+    "deep": {"classification": {"stages": {"forget": {"depth": "last-6", "epochs": 7.5}}}},
 }
-"""What differs under preset `deep`: it forgets in more blocks."""
+"""What it sets under one of these presets alone."""
 
 
 def _scenes(task: str, folder: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from kswap.presets.default import DEFAULT, DEFAULT_SCENES
+from kswap.yaml_text import merge
 
 # Early blocks hold little of a class (a probe finds as much in a model that never saw it): from a
 # third of the depth on.
@@ -50,44 +51,30 @@ _DEEP = {
 }
 # While learning as well: what drifts then is drift for the forgetting stage.
 _HELD = {**_DEEP["own"], "weight": 2.0, "layers": ["head", 0.78, 1.0]}
-_FORGET_BATCH = {"roles": ["forget"], "batch_size": 32}  # twice `default`'s: steadier means
-_MIN_STEPS = 120  # features move more slowly than answers
 # A batch of scenes has few forgotten objects, whose means are noise; and with the weights above
 # their features took the gradient from their answers (LOG.md, 2026-11-25).
-_SCENES = {
-    "forget": {"like": 1.0, "align": 0.0, "spread": 0.5, "own": 1.0, "forget": 5.0},
-    "learn": {"own": 0.5},
-}
+_SCENES = {"like": 1.0, "align": 0.0, "spread": 0.5, "own": 1.0, "forget": 5.0}
 
 
-def _deep(default: dict[str, Any]) -> dict[str, Any]:
-    """Return `default` with these terms."""
-    stages = dict(default["stages"])
-    learn = stages["learn"]
-    stages["learn"] = {**learn, "terms": {**learn["terms"], "own": _HELD}}
-    for kind in ("forget", "joint"):
-        own = stages[kind]
-        stages[kind] = {**own, "terms": {**own["terms"], **_DEEP}}
-    return {**default, "stages": stages}
+def _stages(learn: dict[str, Any], forget: dict[str, Any]) -> dict[str, Any]:
+    return {"stages": {"learn": learn, "forget": forget, "joint": forget}}
 
 
-def _of_images(deep: dict[str, Any]) -> dict[str, Any]:
-    stages = dict(deep["stages"])
-    for kind in ("forget", "joint"):
-        streams = {**stages[kind]["streams"], "forget": _FORGET_BATCH}
-        stages[kind] = {**stages[kind], "streams": streams, "min_steps": _MIN_STEPS}
-    return {**deep, "stages": stages}
-
-
-def _of_scenes(deep: dict[str, Any]) -> dict[str, Any]:
-    stages = dict(deep["stages"])
-    for kind, weights in {**_SCENES, "joint": _SCENES["forget"]}.items():
-        terms = dict(stages[kind]["terms"])
-        for name, weight in weights.items():
-            terms[name] = {**terms[name], "weight": weight}
-        stages[kind] = {**stages[kind], "terms": terms}
-    return {**deep, "stages": stages}
-
-
-DEEP = _of_images(_deep(DEFAULT))
-DEEP_SCENES = _of_scenes(_deep(DEFAULT_SCENES))
+_TERMS = _stages({"terms": {"own": _HELD}}, {"terms": _DEEP})
+DEEP = merge(
+    merge(DEFAULT, _TERMS),
+    _stages(
+        {},
+        {
+            "streams": {"forget": {"batch_size": 32}},  # twice `default`'s: steadier means
+            "min_steps": 120,  # features move more slowly than answers
+        },
+    ),
+)
+DEEP_SCENES = merge(
+    merge(DEFAULT_SCENES, _TERMS),
+    _stages(
+        {"terms": {"own": {"weight": 0.5}}},
+        {"terms": {name: {"weight": weight} for name, weight in _SCENES.items()}},
+    ),
+)
