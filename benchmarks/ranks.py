@@ -92,9 +92,10 @@ def trainer(folder: Path) -> Callable[[int], None]:
     from kswap.config import SwapConfig
     from kswap.data import ImageSet
     from kswap.models import adapter, head, structure
+    from kswap.models.features import Places
     from kswap.models.fused import fused_adapters
     from kswap.plan import plan
-    from kswap.settings import ROLES
+    from kswap.settings import ROLES, Role
     from kswap.tasks import View
     from kswap.tasks.classification import Classification
     from kswap.training.device import make_accelerator
@@ -134,6 +135,7 @@ def trainer(folder: Path) -> Callable[[int], None]:
     heads, blocks = head.find_heads(base), structure.find_ffn_blocks(base)
     model = adapter.attach(base, blocks, config.adapter, head_names=heads, seed=0)
     drawn = np.random.default_rng(0)
+    roles: tuple[Role, ...] = ("forget", "retain")
     sources = {
         role: [
             Source(
@@ -143,7 +145,7 @@ def trainer(folder: Path) -> Callable[[int], None]:
                 )
             )
         ]
-        for role in ("forget", "retain")
+        for role in roles
     }
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     trainee = Trainee(
@@ -161,6 +163,7 @@ def trainer(folder: Path) -> Callable[[int], None]:
         },
         teach_now=False,
         as_base=lambda: adapter.without_adapter(model),
+        base_places=Places(),
         groups=list(adapter.adapter_groups(model, blocks).values()),
         moved=Trainables(
             [(name, p) for name, p in named if "lora_" in name],

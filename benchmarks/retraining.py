@@ -89,7 +89,7 @@ def trained(
     for _ in range(epochs):
         begin = time.process_time()
         model.train()
-        for rows in torch.randperm(len(images.labels), generator=generator).split(BATCH):
+        for rows in torch.split(torch.randperm(len(images.labels), generator=generator), BATCH):
             share = learning_rate(shape, done, total)
             for group in optimiser.param_groups:
                 group["lr"] = group["top"] * share
@@ -109,7 +109,9 @@ def trained(
 def scores(model: Any, images: Images) -> dict[str, float]:
     """Return top-1 of learned and of retained classes."""
     model.eval()
-    answers = torch.cat([model(pixel_values=p).logits.argmax(-1) for p in images.pixels.split(100)])
+    answers = torch.cat(
+        [model(pixel_values=p).logits.argmax(-1) for p in torch.split(images.pixels, 100)]
+    )
     right = (answers == images.labels).double()
     return {
         "learn": right[images.is_learned].mean().item(),

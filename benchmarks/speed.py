@@ -103,7 +103,7 @@ class Case:
 
     def step(self) -> None:
         """Do one step, or what it is compared with."""
-        first, second = self.images.split(self.batch)
+        first, second = self.images[: self.batch], self.images[self.batch :]
         if "bare" in self.name:
             with torch.no_grad(), self.precision:
                 self.model(pixel_values=self.images)
@@ -121,7 +121,7 @@ class Case:
                         stack.enter_context(self.prefix.playing(base, self.kept))
                     logits = self.model(pixel_values=self.images).logits
             loss = functional.cross_entropy(logits, self.labels)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         self.optimiser.step()
         self.optimiser.zero_grad()
 

@@ -32,12 +32,15 @@ import torch
 from tables import write_section
 from transformers import BitImageProcessorPil, Dinov2Config, Dinov2ForImageClassification
 
-from kswap import SwapConfig, running, swap
+from kswap import SwapConfig, swap
 from kswap.demo import demo_config
 from kswap.models.loading import load_base
+from kswap.plan import Stage
 from kswap.tasks import Examples, View, make_examples
 from kswap.tasks.detection import known_objects
 from kswap.tasks.segmentation import _binary_masks, known_truth
+from kswap.training.loop import Trainee, train_stage
+from kswap.training.streams import Streams
 
 OLD, NEW = [f"old{i}" for i in range(7)], ["new0", "new1", "new2"]
 CASES = ("70/64", "224/16", "segmentation", "detection")
@@ -134,9 +137,10 @@ def measure(case: str, steps: int) -> str:
             config = demo_config(task, to, [*short, *long, str(steps)])
             bare = load_base(config.model).model
         bare_s: list[float] = []
-        train = running.train_stage
 
-        def timed(trainee, stage, streams, optimiser, *, after_step, **others) -> None:
+        def timed(
+            trainee: Trainee, stage: Stage, streams: Streams, *, after_step: Any, **others: Any
+        ) -> None:
             def after(step: int) -> None:
                 if stage.kind == "forget":
                     batch = streams.batch(step - 1)
@@ -147,9 +151,9 @@ def measure(case: str, steps: int) -> str:
                     bare_s.append(time.perf_counter() - begin)
                 after_step(step)
 
-            train(trainee, stage, streams, optimiser, after_step=after, **others)
+            train_stage(trainee, stage, streams, after_step=after, **others)
 
-        with mock.patch.object(running, "train_stage", timed):
+        with mock.patch("kswap.running.train_stage", timed):
             result = swap(config, **given)
         events = [json.loads(line) for line in (to / "events.jsonl").read_text().splitlines()]
         events = [event for event in events if event["stage"] == "2-forget"]

@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from PIL import Image
@@ -103,18 +104,16 @@ def write_base(folder: Path) -> Path:
 def run_one(base: str, pattern: str, count: int, output: str) -> dict[str, float]:
     """Go once over a stream in this process; return its peak in MiB and ms an image."""
     import kswap
-    from kswap import running
     from kswap.environment import peak_resident_bytes
+    from kswap.training.loop import train_stage
 
     spent: list[tuple[float, float]] = []
-    train = running.train_stage
 
     def timed(*words: Any, **more: Any) -> None:
         begin = time.perf_counter(), time.process_time()
-        train(*words, **more)
+        train_stage(*words, **more)
         spent.append((time.perf_counter() - begin[0], time.process_time() - begin[1]))
 
-    running.train_stage = timed
     config = kswap.SwapConfig.from_mapping(
         {
             "model": base,
@@ -141,7 +140,8 @@ def run_one(base: str, pattern: str, count: int, output: str) -> dict[str, float
             "training": {"device": "cpu", "checkpoint_steps": 500},
         }
     )
-    kswap.swap(config)
+    with mock.patch("kswap.running.train_stage", timed):
+        kswap.swap(config)
     ((seconds, of_processor),) = spent
     drawn = BATCH * -(-count // BATCH)
     peak = peak_resident_bytes() / 2**20

@@ -32,9 +32,12 @@ from unittest import mock
 from swaps import sources
 from tables import shown, write_section
 
-from kswap import SwapConfig, running, swap
+from kswap import SwapConfig, swap
 from kswap.benching.table import measures, spread
 from kswap.demo import demo_values, write_demo
+from kswap.models.fused import fused_adapters
+from kswap.running import Run
+from kswap.training.loop import train_stage
 from kswap.yaml_text import merge
 
 NEAR = 0.005
@@ -76,7 +79,7 @@ def watched(config: SwapConfig, *, fused: bool) -> Watch:
     """Run a swap and watch its forgetting stage."""
     watch = Watch("1-learn")
     begin = [0.0]
-    train_of_run, train_stage = running.Run._train, running.train_stage
+    train_of_run = Run._train
 
     def clocked(run: Any, streams: Any, stage: Any, *others: Any) -> Any:
         begin[0] = time.perf_counter()
@@ -101,7 +104,7 @@ def watched(config: SwapConfig, *, fused: bool) -> Watch:
             look = after if stage.kind == "forget" else after_step
             train_stage(trainee, stage, streams, optimiser, after_step=look, **more)
 
-        with mock.patch.object(running, "train_stage", looking):
+        with mock.patch("kswap.running.train_stage", looking):
             done = train_of_run(run, streams, stage, *others)
         if stage.kind == "forget":
             watch.stage_s = time.perf_counter() - begin[0] - watch.aside_s
@@ -109,10 +112,10 @@ def watched(config: SwapConfig, *, fused: bool) -> Watch:
             watch.blocks = f"{total - run.position.num_frozen} of {total}"
         return done
 
-    own: Callable[..., Any] = running.fused_adapters if fused else contextlib.nullcontext
+    own: Callable[..., Any] = fused_adapters if fused else contextlib.nullcontext
     with (
-        mock.patch.object(running.Run, "_train", clocked),
-        mock.patch.object(running, "fused_adapters", own),
+        mock.patch.object(Run, "_train", clocked),
+        mock.patch("kswap.running.fused_adapters", own),
     ):
         swap(config)
     lines = (Path(config.output) / "events.jsonl").read_text(encoding="utf-8").splitlines()
