@@ -59,13 +59,17 @@ class Killed(BaseException):
     """Stands for SIGKILL inside a test process: nothing of ours catches it."""
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize(
+    ("dropout", "depth"), [(0.0, "all"), (0.3, "all"), (0.3, "last-1"), (0.3, "auto")]
+)
 def test_a_run_that_dies_at_any_step_ends_bit_equal(
-    values, undisturbed, tmp_path, monkeypatch, dropout
+    values, undisturbed, tmp_path, monkeypatch, dropout, depth
 ):
     if dropout:  # what is random in a step must be random in the same way after resuming
         values["adapter"] = {"dropout": dropout}
         values["data"] = {"augment": "flip"}
+        for kind in ("learn", "forget"):  # below the last block nothing is computed again
+            values["stages"][kind]["depth"] = depth
         values["output"] = str(tmp_path / "undisturbed-dropout")
         kswap.swap(SwapConfig.from_mapping(values))
         undisturbed = outcome(Path(values["output"]))
@@ -118,7 +122,7 @@ def test_a_run_that_dies_while_saving_ends_bit_equal(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"kswap.running.{where}", die)
+        patch.setattr(f"kswap.running.saving.{where}", die)
         with pytest.raises(Killed):
             kswap.swap(SwapConfig.from_mapping(values))
     assert not (tmp_path / "killed/results.json").exists()
@@ -193,7 +197,9 @@ def test_changed_images_are_refused(values, undisturbed, tmp_path, old_images, m
     values["retain"]["data"] = str(mine)
     values["output"] = str(tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr("kswap.running.write_card", lambda *a, **k: (_ for _ in ()).throw(Killed()))
+        patch.setattr(
+            "kswap.running.saving.write_card", lambda *a, **k: (_ for _ in ()).throw(Killed())
+        )
         with pytest.raises(Killed):
             kswap.swap(SwapConfig.from_mapping(values))
     (mine / "blue" / "000.png").unlink()
@@ -243,7 +249,15 @@ def test_a_damaged_run_folder_is_one_line(values, name, content):
     config = SwapConfig.from_mapping(values)
     folder = kswap.swap(config).run_dir
     (folder / name).write_bytes(content)
-    with pytest.raises(UserError, match=r"another folder|run the same swap again"):
+    with pytest.raises(UserError, match=r"another folder|run the same swap again|is damaged"):
+        kswap.swap(config)
+
+
+def test_a_damaged_value_in_the_config_of_a_finished_run_is_not_another_config(values):
+    config = SwapConfig.from_mapping(values)
+    path = kswap.swap(config).run_dir / "config.yaml"
+    path.write_text(path.read_text().replace("cross_entropy", "cross_enpropy", 1))
+    with pytest.raises(UserError, match=r"config\.yaml: is damaged"):
         kswap.swap(config)
 
 

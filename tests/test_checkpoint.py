@@ -54,6 +54,23 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, dama
     assert str(newest) in notes[0]
 
 
+def test_damaged_ones_do_not_outlive_those_that_are_written_after_them(tmp_path):
+    for step in (25, 50):
+        (save(tmp_path, step, step) / "state.safetensors").write_bytes(b"damaged")
+    (tmp_path / "99-00000099").mkdir()
+    tensors, position, notes = load_checkpoint(tmp_path)
+    assert (tensors, position.step, len(notes)) == ({}, 0, 3)
+    for step in (1, 2):
+        save(tmp_path, step, step)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["01-00000001", "01-00000002"]
+    assert load_checkpoint(tmp_path)[0]["x"][0] == 2
+
+
+def test_a_file_in_the_place_of_a_checkpoint_is_replaced(tmp_path):
+    (tmp_path / "01-00000001").write_text("x")
+    assert (save(tmp_path, 1, 1) / "state.json").is_file()
+
+
 def test_nothing_there(tmp_path):
     assert load_checkpoint(tmp_path) is None
     assert load_checkpoint(tmp_path / "none") is None
@@ -81,6 +98,14 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_no_rubbish(tmp_path, monkeyp
         save(tmp_path, 2, 2)
     assert load_checkpoint(tmp_path)[1].step == 1
     assert [p.name for p in tmp_path.iterdir()] == ["01-00000001"]
+
+
+def test_a_limit_on_the_size_of_files_is_one_line():
+    with (
+        pytest.raises(DiskFullError, match=r"^here: a file may not grow so large.*ulimit -f"),
+        disk_errors("here"),
+    ):
+        raise OSError(errno.EFBIG, "File too large")
 
 
 def test_write_bytes_replaces_or_leaves_as_it_was(tmp_path, monkeypatch):

@@ -130,7 +130,7 @@ def test_where_the_rank_suffices_the_layers_are_dampened_as_the_equation_says(va
             assert torch.allclose(base + layer.get_delta_weight("default"), wanted, atol=1e-5)
         return done
 
-    monkeypatch.setattr("kswap.running.dampen", looking)
+    monkeypatch.setattr("kswap.running.stages.dampen", looking)
     results, _ = swap(values, dampening={"selection": 2.0, "strength": 0.5})
     assert results["stages"][-1]["dampening"]["held_by_rank"] == pytest.approx(1.0, abs=1e-4)
     assert (Path(values["output"]) / "report.html").is_file()  # of a run without a step
@@ -154,7 +154,7 @@ def test_importances_are_mean_squared_gradients_of_single_images(values, monkeyp
         checked.update(ours=found.forget[0], theirs=torch.stack(squares).mean(0), layer=layer)
         return dampen(trainee, stage, sources, report)
 
-    monkeypatch.setattr("kswap.running.dampen", looking)
+    monkeypatch.setattr("kswap.running.stages.dampen", looking)
     swap(values, dampening={"selection": 2.0})
     assert torch.allclose(checked["ours"], checked["theirs"], rtol=1e-3, atol=1e-9)
     assert checked["theirs"].any()

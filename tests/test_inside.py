@@ -274,11 +274,11 @@ def close(one, other, names=None):
 @pytest.mark.slow
 def test_what_the_base_makes_of_units_can_be_computed_at_every_step(made):
     """Answers that do not fit into memory are those that were kept."""
-    from kswap import running
+    from kswap.running import knowledge
 
     kept = swap(made, "deep")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(running, "answers_fit", lambda *args, **kwargs: False)
+        patch.setattr(knowledge, "answers_fit", lambda *args, **kwargs: False)
         close(kept, swap(made, "now"))
 
 

@@ -93,7 +93,7 @@ def test_a_sharded_base_loses_what_a_whole_one_loses(task, more, words, tmp_path
 @pytest.mark.slow
 def test_a_sharded_run_goes_on_from_what_one_process_left(tmp_path, monkeypatch):
     path = write_config("classification", tmp_path)
-    for module in ("kswap.running", "kswap.training.checkpoint"):
+    for module in ("kswap.running.saving", "kswap.training.checkpoint"):
         monkeypatch.setattr(f"{module}.prune", lambda *_, **__: None)  # all checkpoints stay
     for name in ("whole", "run"):
         assert main(["run", str(path), "--output", str(tmp_path / name)]) == 0

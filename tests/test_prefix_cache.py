@@ -108,9 +108,9 @@ def test_the_adapter_of_frozen_blocks_stays_as_it_was(tmp_path):
     )
 
 
-def test_auto_takes_the_fewest_blocks_that_hold_half_of_the_squared_gradient(tmp_path):
-    assert blocks_needed([1.0, 1.0, 1.0, 1.0]) == 2
-    assert blocks_needed([5.0, 1.0, 1.0, 1.0]) == 4
+def test_auto_takes_the_fewest_blocks_that_hold_a_quarter_of_the_squared_gradient(tmp_path):
+    assert blocks_needed([1.0] * 12) == 3
+    assert blocks_needed([9.0, 1.0, 1.0, 1.0]) == 3
     assert blocks_needed([1.0, 1.0, 9.0]) == 1
     assert blocks_needed([0.0, 0.0]) == 2
     notes: list[str] = []
@@ -119,7 +119,9 @@ def test_auto_takes_the_fewest_blocks_that_hold_half_of_the_squared_gradient(tmp
 
 
 def test_more_blocks_than_there_are_is_all_of_them(tmp_path):
-    _, terms, _ = run("classification", tmp_path / "many", depth="last-99")
+    notes: list[str] = []
+    _, terms, _ = run("classification", tmp_path / "many", depth="last-99", notes=notes)
+    assert any("depth last-99, and the model has 2 blocks: all train" in note for note in notes)
     _, every, _ = run("classification", tmp_path / "all", depth="all")
     assert terms == every
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 
 import numpy as np
@@ -100,6 +102,38 @@ def test_predict_writes_drawn_pictures_and_never_over_its_images(finished, tmp_p
     assert "is no folder to write to" in capsys.readouterr().err
 
 
+def test_predict_answers_nothing_where_a_later_file_is_no_image(finished, tmp_path, capsys):
+    Image.new("RGB", (60, 90)).save(tmp_path / "x.png")
+    (tmp_path / "y.png").write_text("no image")
+    images = [str(tmp_path / name) for name in ("x.png", "y.png")]
+    to = tmp_path / "new" / "drawn"
+    assert main(["predict", str(finished.run_dir), *images, "--to", str(to)]) == 2
+    said = capsys.readouterr()
+    assert "y.png" in said.err
+    assert said.out == ""
+    assert not to.parent.exists()
+
+
+def test_a_full_disk_while_predicting_leaves_no_folder_of_its_own(
+    finished, tmp_path, capsys, monkeypatch
+):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    Image.new("RGB", (60, 90)).save(tmp_path / "x.png")
+    before = tmp_path / "before"
+    before.mkdir()
+    words = ["predict", str(finished.run_dir), str(tmp_path / "x.png"), "--to"]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert main([*words, str(before / "a" / "b")]) == 2
+        assert "the disk is full" in capsys.readouterr().err
+        assert list(before.iterdir()) == []
+        assert main([*words, str(before)]) == 2
+    assert list(before.iterdir()) == []  # it was there, so that it stays
+    assert main([*words, str(before)]) == 0
+
+
 def test_a_damaged_array_is_one_line(finished, tmp_path):
     shutil.copytree(finished.run_dir / "arrays", tmp_path / "arrays")
     for name in ("answers-base.safetensors", "confusion-base.json", "examples.json"):
@@ -126,8 +160,8 @@ def test_a_drawing_that_fails_is_told_and_costs_no_result(tmp_path, monkeypatch)
     def fail(*args):
         raise ValueError("no font")
 
-    monkeypatch.setattr("kswap.running.draw_figures", fail)
-    monkeypatch.setattr("kswap.running.write_report", fail)
+    monkeypatch.setattr("kswap.running.saving.draw_figures", fail)
+    monkeypatch.setattr("kswap.running.saving.write_report", fail)
     said = []
     config = SwapConfig.from_mapping(tiny_run("classification", tmp_path, order="F"))
     result = kswap.swap(config, on_note=said.append)

@@ -113,17 +113,17 @@ def test_the_papers_group_lasso_is_a_term_of_the_loss(values):
 
 
 def test_an_adapter_that_never_moves_is_an_error_that_names_it(values, monkeypatch):
-    from kswap import running
+    from kswap.models import adapter
     from kswap.models.adapter import AdapterNotMovedError
 
-    attach = running.adapters.attach
+    attach = adapter.attach
 
     def frozen(*args, **kwargs):
         model = attach(*args, **kwargs)
         next(p for n, p in model.named_parameters() if "lora_B" in n).requires_grad_(False)
         return model
 
-    monkeypatch.setattr(running.adapters, "attach", frozen)
+    monkeypatch.setattr(adapter, "attach", frozen)
     with pytest.raises(AdapterNotMovedError, match=r"stage 1-learn: 1 of 8 .*lora_B"):
         adapter_of(values, "frozen")
 

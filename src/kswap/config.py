@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -174,8 +175,52 @@ class SwapConfig(Frozen):
         return plain
 
 
+def resolve(config: SwapConfig) -> SwapConfig:
+    """Make local paths absolute, so that config.yaml can be used from anywhere.
+
+    Raises:
+        UserError: the output is no path.
+    """
+
+    def absolute(text: str, *, is_pattern: bool = False) -> str:
+        try:
+            path = Path(text).expanduser()
+            if is_pattern:
+                return str(path.absolute())
+            return str(path.resolve()) if text and path.exists() else text
+        except (OSError, ValueError, RuntimeError):  # too long, a null byte, no such user:
+            return text  # said by whoever opens it
+
+    def each(data: Any, *, streams: bool) -> Any:
+        if isinstance(data, Mapping):
+            return {key: each(below, streams=streams) for key, below in data.items()}
+        if not data:  # a split that is not named
+            return data
+        return absolute(data, is_pattern=streams and bool(set("*?[{") & set(data)))
+
+    values = config.to_mapping()
+    values["model"] = absolute(config.model)
+    try:
+        values["output"] = str(config.output.expanduser().resolve())
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"output: {str(config.output)!r} is no path ({error}); name a folder"
+        ) from None
+    for role in ROLES:
+        source = values.get(role)
+        if source:
+            source["data"] = each(source["data"], streams=source["streaming"])
+    return SwapConfig.from_mapping(values)
+
+
 _UNION_TAGS = ("SplitPaths", "ScenePaths", "str")
 """What pydantic puts into the place of an error where a value may be of several types."""
+
+_RULES = {
+    "order": "an order is one or more of L (learn), F (forget) and J (joint), such as LF",
+    r"stages\.\w+\.depth": "a depth is all, auto or last-K, such as last-4",
+}
+"""Pattern of a key -> its rule in words, where pydantic would show a regular expression."""
 
 
 def describe(error: ValidationError) -> str:
@@ -199,8 +244,7 @@ def describe(error: ValidationError) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if not where:
         return f"{message}{more}"
-    if where == "order":
-        message = "an order is one or more of L (learn), F (forget) and J (joint), such as LF"
+    message = next((rule for key, rule in _RULES.items() if re.fullmatch(key, where)), message)
     shown = one_line(repr(problem["input"]))
     return f"{where}: {shown} is not allowed: {message}; correct it (see `kswap schema`){more}"
 

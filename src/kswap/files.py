@@ -92,17 +92,21 @@ def disk_errors(what: str) -> Iterator[None]:
     """Turn a full disk, in whatever library it shows, into one clear line.
 
     Raises:
-        DiskFullError: the disk or the quota is full.
+        DiskFullError: the disk or the quota is full, or a file may not grow so large.
     """
     try:
         yield
     except DiskFullError:
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.EFBIG:
+            raise DiskFullError(
+                f"{what}: a file may not grow so large here ({error.strerror}); raise the limit "
+                "(ulimit -f), or name a folder on another file system"
+            ) from error
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         if full or "No space left on device" in str(error) or "os error 28" in str(error):
             raise DiskFullError(
-                f"{what}: the disk is full; free some space and start the same command again "
-                "(a run goes on from its last checkpoint)"
+                f"{what}: the disk is full; free some space and start the same command again"
             ) from error
         raise

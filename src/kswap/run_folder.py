@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -18,8 +19,8 @@ from kswap.config import SwapConfig
 from kswap.errors import UserError
 from kswap.files import write_bytes
 from kswap.manifest import NAME, RESULTS, check_files, write_with_manifest
-from kswap.settings import ROLES
-from kswap.yaml_text import read_yaml
+from kswap.settings import ROLES, TASKS
+from kswap.yaml_text import one_line, read_yaml
 
 _OURS = frozenset(
     [
@@ -38,6 +39,9 @@ _OURS = frozenset(
         ".lock",
     ]
 )
+
+SCORE_NAMES = ("top1", "miou", "map")
+"""What a task may be scored by."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +174,8 @@ def check_config(folder: RunFolder, config: SwapConfig) -> bool:
     """Return whether the folder holds a run of the same config (to resume, or finished).
 
     Raises:
-        UserError: it holds a run of another config; the first field that differs is named.
+        UserError: it holds a run of another config, of which the first field that differs is named;
+            or config.yaml is damaged.
     """
     if not folder.config.exists():
         if left := [p.name for p in (folder.results, folder.checkpoints) if p.exists()]:
@@ -186,6 +191,7 @@ def check_config(folder: RunFolder, config: SwapConfig) -> bool:
     before.pop("environment", None)
     difference = first_difference(before, config.to_mapping())
     if difference:
+        check_files(folder.path, "config.yaml")  # damage would read as another config
         field, was, now = difference
         raise UserError(
             f"output: {folder.path} holds a run with another config: "
@@ -230,6 +236,8 @@ def read_results(run_dir: Path) -> dict[str, Any]:
         UserError: the folder is not one of a finished run, or the file is damaged.
     """
     path = run_dir / RESULTS
+    if run_dir.is_file():
+        raise UserError(f"{run_dir}: is a file; name a run folder, the output of a `kswap run`")
     try:
         results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         _check_results(results)
@@ -238,7 +246,7 @@ def read_results(run_dir: Path) -> dict[str, Any]:
         raise UserError(
             f"{run_dir}: {what} (no results.json); name the output of a finished `kswap run`"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise UserError(
             f"{path}: cannot be read ({type(error).__name__}: {error}); delete it and run the same "
             "swap again, which writes it anew from the last checkpoint"
@@ -249,8 +257,26 @@ def read_results(run_dir: Path) -> dict[str, Any]:
 
 def _check_results(results: Any) -> None:
     """Touch what commands read, so that a damaged file is found here and not half-way."""
-    classes, scores = results["classes"], results["stages"][-1]["scores"]
+    classes, seconds = results["classes"], results["seconds"]
     for role in ROLES:
         ", ".join(classes[role])
-        float(scores[role] or 0)
-    float(results["seconds"]["total"])
+    results["stages"][-1]
+    for stage in [*results["stages"], *([results["saved"]] if results.get("saved") else [])]:
+        for role in ROLES:
+            _check_number(f"the score of {role}", stage["scores"][role], may_be_none=True)
+        for name, score in stage.get("per_class", {}).items():
+            _check_number(f"the score of class {one_line(name)!r}", score)
+    for name, value in seconds.items():
+        _check_number(f"seconds of {name}", value)
+    seconds["total"]
+    for key, known in (("task", TASKS), ("score_name", SCORE_NAMES)):
+        if key in results and results[key] not in known:
+            raise ValueError(f"{key} {one_line(repr(results[key]))} is none of {', '.join(known)}")
+
+
+def _check_number(what: str, value: Any, *, may_be_none: bool = False) -> None:
+    """Refuse what is no finite number; JSON as Python reads it has NaN and Infinity, too."""
+    if value is None and may_be_none:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{what} is {one_line(repr(value))}, not a finite number")

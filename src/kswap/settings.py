@@ -367,7 +367,7 @@ class StageConfig(Frozen):
     cross-entropy on forget images when the stage begins (SalUn). None: all."""
     depth: Depth = "all"
     """Blocks whose adapter trains: `all`; `last-K`, the K last ones in the order of the forward; or
-    `auto`, the fewest last ones that hold half of the squared gradient when the stage begins. What
+    `auto`, the fewest last ones that hold a quarter of the squared gradient when it begins. What
     lies below them does not change, and is computed once for each image where
     `training.prefix_cache` allows."""
     consolidation: NonNegative = 0.0

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kswap.config import SwapConfig
+from kswap.config import SwapConfig, resolve
 from kswap.data import SwapData, build_data
 from kswap.environment import describe_environment
 from kswap.errors import UserError
@@ -33,7 +33,8 @@ from kswap.run_folder import (
     read_results,
     write_config,
 )
-from kswap.running import Run
+from kswap.running.run import finish
+from kswap.running.state import RunState
 from kswap.settings import ROLES, Role
 from kswap.signals import Interrupts
 from kswap.tasks import find
@@ -43,6 +44,11 @@ from kswap.training.progress import progress
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
+_WITHOUT_KEPT = {
+    "masked_distillation": "bounded_ce_sample",
+    "hedged_cross_entropy": "cross_entropy",
+}
+"""Objective that needs classes to keep -> one for the same role that does not."""
 OnStage = Callable[[Mapping[str, Any]], None]
 
 
@@ -102,7 +108,7 @@ def swap(
     if processor is not None and model is None:
         raise UserError("processor: is given without a model; pass model too, or neither")
     config = config.for_task(find_task(config.model) if model is None else task_of(model))
-    config = _resolve(config)
+    config = resolve(config)
     given: dict[Role, Any] = {"learn": learn, "forget": forget, "retain": retain}
     in_memory = {role: source for role, source in given.items() if source is not None}
     stages = plan(config)
@@ -146,7 +152,7 @@ def swap(
         if not known:
             write_config(folder, config, describe_environment(model_commit=loaded.commit))
         seconds = {"load": time.perf_counter() - begin}
-        run = Run(
+        state = RunState(
             config,
             stages,
             folder,
@@ -157,9 +163,8 @@ def swap(
             on_note,
             seconds,
             find(loaded.task),
-            RunFolder(config.output).checkpoints,
         )
-        results = run.finish()
+        results = finish(state, resume_from=RunFolder(config.output).checkpoints)
         accelerator.wait_for_everyone()
         accelerator.end_training()
         if not accelerator.is_main_process:
@@ -234,40 +239,6 @@ def evaluate(run_dir: str | Path) -> dict[str, Any]:
     )
 
 
-def _resolve(config: SwapConfig) -> SwapConfig:
-    """Make local paths absolute, so that config.yaml can be used from anywhere."""
-
-    def absolute(text: str, *, is_pattern: bool = False) -> str:
-        try:
-            path = Path(text).expanduser()
-            if is_pattern:
-                return str(path.absolute())
-            return str(path.resolve()) if text and path.exists() else text
-        except (OSError, ValueError, RuntimeError):  # too long, a null byte, no such user:
-            return text  # said by whoever opens it
-
-    def each(data: Any, *, streams: bool) -> Any:
-        if isinstance(data, Mapping):
-            return {key: each(below, streams=streams) for key, below in data.items()}
-        if not data:  # a split that is not named
-            return data
-        return absolute(data, is_pattern=streams and bool(set("*?[{") & set(data)))
-
-    values = config.to_mapping()
-    values["model"] = absolute(config.model)
-    try:
-        values["output"] = str(config.output.expanduser().resolve())
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"output: {str(config.output)!r} is no path ({error}); name a folder"
-        ) from None
-    for role in ROLES:
-        source = values.get(role)
-        if source:
-            source["data"] = each(source["data"], streams=source["streaming"])
-    return SwapConfig.from_mapping(values)
-
-
 def _check_output_outside_data(config: SwapConfig) -> None:
     """Refuse a run folder within a data folder: what the run writes would be read as its data."""
     for role in ROLES:
@@ -292,15 +263,24 @@ def _check_something_is_kept(stages: tuple[Stage, ...], data: SwapData, loaded: 
     gone = {c for c, name in loaded.id2label.items() if name in loaded.forgotten}
     if len(gone | set(data.class_ids.get("forget", ()))) < data.num_base_classes:
         return
-    for stage in stages:
-        for name, term in stage.config.terms.items():
-            if stage.forgets and term.objective in NEEDS_KEPT:
-                raise UserError(
-                    f"forget: these are all {data.num_base_classes} classes of the model, so "
-                    f"nothing is left for the term stages.{stage.kind}.terms.{name} "
-                    f"({term.objective}); leave a class, or take an objective such as "
-                    "bounded_ce_sample"
-                )
+    terms = {
+        f"stages.{stage.kind}.terms.{name}": term
+        for stage in stages
+        for name, term in stage.config.terms.items()
+        if stage.forgets and term.objective in NEEDS_KEPT
+    }
+    if terms:
+        named = ", ".join(f"{key} ({term.objective})" for key, term in terms.items())
+        fixes = (
+            f"--{key}.objective {_WITHOUT_KEPT[term.objective]}"
+            if term.objective in _WITHOUT_KEPT
+            else f"--{key}.weight 0"
+            for key, term in terms.items()
+        )
+        raise UserError(
+            f"forget: these are all {data.num_base_classes} classes of the model, so nothing is "
+            f"left for {named}; leave a class, or give {' '.join(fixes)}"
+        )
 
 
 def _some_images(data: SwapData) -> Any:

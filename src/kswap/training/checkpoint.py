@@ -64,6 +64,9 @@ def save_checkpoint(
 ) -> Path:
     """Write a checkpoint and prune all but the last two.
 
+    What would come after it is pruned as well: a run goes on from the newest one that is whole, so
+    that those were damaged.
+
     Raises:
         OSError: the disk is full or not writable; earlier checkpoints are untouched.
     """
@@ -79,11 +82,14 @@ def save_checkpoint(
         place = json.loads(json.dumps(asdict(position)))
         meta = {"sha256": _digest(content, place), "position": place}
         write_bytes(temporary / _META, json.dumps(meta).encode())
-        shutil.rmtree(target, ignore_errors=True)
+        _delete(target)
         temporary.rename(target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    for later in _folders(checkpoints_dir):
+        if later.name > name:
+            _delete(later)
     prune(checkpoints_dir, keep=_KEPT)
     return target
 
@@ -150,6 +156,14 @@ def prune(checkpoints_dir: Path, *, keep: int) -> None:
         shutil.rmtree(stale, ignore_errors=True)
     for folder in sorted(_folders(checkpoints_dir))[:-keep]:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _delete(path: Path) -> None:
+    """Delete a folder, or a file in its place."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _folders(checkpoints_dir: Path) -> list[Path]:

@@ -17,12 +17,12 @@ from kswap.training.loop import Trainee, compute_terms, set_modes, step_seed, un
 from kswap.training.optimiser import Trainables
 from kswap.training.streams import Streams
 
-_BATCHES = 4
-"""Batches that the probe of `auto` takes its gradients from."""
-_SHARE = 0.5
+_TRIES = 4
+"""Batches that the probe of `auto` looks into for one with a gradient: scenes may lack a class."""
+_SHARE = 0.25
 """Share of the squared gradient that the blocks found by `auto` hold. Gradients of a transformer
-hardly fall towards its input, while a step costs as much as it has blocks: half of what a step can
-do, at a third of its cost or less (docs/performance.md)."""
+hardly fall towards its input, while a step costs as much as it has blocks: on validation images a
+quarter ended no worse than a half or all of it, at half the cost (LOG.md, 2026-11-26)."""
 
 
 def num_frozen_as_said(stage: Stage, total: int) -> int | None:
@@ -33,10 +33,22 @@ def num_frozen_as_said(stage: Stage, total: int) -> int | None:
     return 0 if depth == "all" else max(0, total - int(depth.removeprefix("last-")))
 
 
+def deeper_than(stages: Sequence[Stage], total: int) -> list[str]:
+    """Return a note for each stage whose `last-K` asks for more blocks than there are."""
+    notes = []
+    for stage in stages:
+        depth = stage.config.depth
+        if depth.startswith("last-") and int(depth.removeprefix("last-")) > total:
+            notes.append(
+                f"stage {stage.name}: depth {depth}, and the model has {total} blocks: all train"
+            )
+    return notes
+
+
 def num_frozen_blocks(trainee: Trainee, stage: Stage, streams: Streams) -> int:
     """Return how many of the first blocks stay as they are in a stage.
 
-    `auto` looks at the gradient of the terms of what the stage is there for, in a few batches.
+    `auto` looks at the gradient of the terms of what the stage is there for, in its first batch.
     """
     total = len(trainee.groups)
     said = num_frozen_as_said(stage, total)
@@ -69,14 +81,14 @@ def narrowed(trainee: Trainee, num_frozen: int) -> Trainee:
 
 
 def _squared_gradients(trainee: Trainee, stage: Stage, streams: Streams) -> list[float]:
-    """Return the squared norm of the gradient on each block's adapter, summed over batches."""
+    """Return the squared norm of the gradient on each block's adapter; zeros: none was found."""
     torch.manual_seed(step_seed(trainee.seed, stage.index, 0))
     set_modes(trainee.model, checkpointing=trainee.training.gradient_checkpointing)
     parameters: list[nn.Parameter] = [p for group in trainee.groups for p in group]
     terms = {n: t for n, t in stage.config.terms.items() if set(t.roles) & set(stage.target)}
     view = trainee.views[stage.name]
     sums = [0.0] * len(trainee.groups)
-    for step in range(min(_BATCHES, streams.num_steps)):
+    for step in range(min(_TRIES, streams.num_steps)):
         batch = streams.batch(step)
         divisors = trainee.task.divisors(batch.samples, batch.roles, terms, view)
         values = compute_terms(units_of(trainee, stage, batch), terms, divisors)
@@ -86,5 +98,7 @@ def _squared_gradients(trainee: Trainee, stage: Stage, streams: Streams) -> list
         gradients = iter(torch.autograd.grad(loss, parameters, allow_unused=True))
         for number, group in enumerate(trainee.groups):
             found = [next(gradients) for _ in group]
-            sums[number] += sum(float(g.square().sum()) for g in found if g is not None)
+            sums[number] = sum(float(g.square().sum()) for g in found if g is not None)
+        if any(sums):
+            break
     return sums

@@ -388,14 +388,22 @@ def enable_checkpointing(model: Any) -> None:
 
 
 def set_modes(model: nn.Module, *, checkpointing: bool) -> None:
-    """Put frozen modules in evaluation mode and LoRA's dropout in training mode.
+    """Put frozen modules in evaluation mode and LoRA's dropout in training mode where LoRA trains.
 
-    In evaluation mode there is no dropout and batch statistics stay. transformers recomputes
-    activations only in layers whose own `training` flag is set; the flag is set on those layers
-    alone, not on what they contain.
+    In evaluation mode there is no dropout and batch statistics stay. Dropout in a block that stays
+    as it is would be noise that nothing learns from, and that a kept prefix cannot draw anew.
+    transformers recomputes activations only in layers whose own `training` flag is set; the flag is
+    set on those layers alone, not on what they contain.
     """
     model.eval()
+    trained = {
+        name.partition(".lora_A.")[0]
+        for name, parameter in model.named_parameters()
+        if ".lora_A." in name and parameter.requires_grad
+    }
     for name, module in model.named_modules():
-        in_adapter = "lora_dropout" in name
-        if in_adapter or (checkpointing and isinstance(module, GradientCheckpointingLayer)):
+        layer, found, _ = name.partition(".lora_dropout")
+        if (found and layer in trained) or (
+            checkpointing and isinstance(module, GradientCheckpointingLayer)
+        ):
             module.training = True

@@ -24,7 +24,6 @@ from kswap.data import ImageSet
 from kswap.data.images import silence_pillow
 from kswap.data.samples import Samples, concatenate, take
 from kswap.data.streaming import Place, Reader, StreamedImages
-from kswap.data.text import count
 from kswap.errors import UserError
 from kswap.gathering import joined
 from kswap.plan import Stage
@@ -230,10 +229,10 @@ class Streams:
         """Return what was read and not trained on, in a line for each stream and role."""
         notes = []
         for name, reader in self._readers.items():
-            what = (reader.num_bad, "bad image"), (reader.num_held, "held-out picture")
-            told = [count(number, noun) for number, noun in what if number]
-            if told:
-                notes.append(f"{name}: passed over {' and '.join(told)} of what was read")
+            *most, last = reader.passed.told() or [""]
+            if last:
+                told = f"{', '.join(most)} and {last}" if most else last
+                notes.append(f"{name}: passed over {told} of what was read")
         return notes
 
     def _go_to(self, step: int) -> None:
