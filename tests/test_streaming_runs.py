@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -132,25 +133,40 @@ def test_no_held_out_picture_is_trained_on(streamed, old_images, monkeypatch):
 
     monkeypatch.setattr(loop, "units_of", watching)
     held: dict[str, set[bytes]] = {}
-    finish = kswap.running.Run.finish
+    finish = kswap.swapping.finish
 
-    def looking(self):
-        for splits in self.data.sets.values():
+    def looking(state, **more):
+        for splits in state.data.sets.values():
             for split in ("test", "validation"):
                 images = splits[split].images
                 held.setdefault(split, set()).update(image.tobytes() for image in images)
-        digests = self.data.streamed["retain"].held
+        digests = state.data.streamed["retain"].held
         every = {content_hash(Image.open(p).convert("RGB")) for p in old_images.glob("*/*.png")}
         assert len(digests & every) >= 8, "of retain and of forget"
-        return finish(self)
+        return finish(state, **more)
 
-    monkeypatch.setattr(kswap.running.Run, "finish", looking)
+    monkeypatch.setattr(kswap.swapping, "finish", looking)
     notes: list[str] = []
     swap(streamed, "watched", notes)
     assert len(seen) > 30
     assert not seen & held["test"]
     assert not seen & held["validation"]
     assert any("retain.retain: passed over" in note and "held-out" in note for note in notes)
+
+
+def test_images_without_a_known_class_are_told_of_at_each_stage(streamed, old_images, tmp_path):
+    images = [
+        (path.read_bytes(), name)
+        for number, path in enumerate(sorted(old_images.glob("*/*.png")))
+        for name in (path.parent.name, *(("", "zebra") if number % 3 == 0 else ()))
+    ]
+    pattern = write_shards(tmp_path / "mixed", images, number=1)
+    notes: list[str] = []
+    swap({**streamed, "retain": {**streamed["retain"], "data": pattern}}, "told", notes)
+    told = [note for note in notes if "retain.retain: passed over" in note]
+    assert len(told) == 2
+    what = r"\d+ held-out pictures, \d+ images without a class and \d+ images of unknown classes"
+    assert all(re.search(rf"{what} \(zebra\) of what was read$", note) for note in told), told
 
 
 @pytest.mark.slow

@@ -52,7 +52,7 @@ def test_match(name: str, row: int) -> None:
         ("crane", r"ambiguous.*row 4.*row 5.*different labels"),
         ("Cardigan", r"ambiguous.*row 2.*row 3.*whole label"),
         ("tensh", r"'tensh' is not a class of the model; closest: .*'tench'"),
-        ("zzzzqqq", r"none is close"),
+        ("zzzzqqq", r"name one of its classes: 'tench, Tinca tinca', "),
         ("", r"is not a class"),
         ("a\nb", r"'a b' is not a class"),
     ],

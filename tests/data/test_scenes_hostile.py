@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,10 @@ def coco_notes(root: Path, change: Callable[[Content], object], build: Build) ->
     [
         (lambda c: first(c, "annotations", bbox=[1, 2, 0, 4]), "1 empty box left out"),
         (lambda c: first(c, "annotations", bbox=[1, 2, 99, 4]), "1 box clipped to the image"),
+        (
+            lambda c: [a.update(bbox=[1, 2, 99, 4]) for a in c["annotations"][:4]],
+            "4 boxes clipped to the image",
+        ),
         (
             lambda c: first(c, "annotations", bbox=[50, 50, 9, 4]),
             "1 box left out, outside the image",
@@ -317,6 +322,46 @@ def test_masks_of_any_mode_hold_values(mask: Any, tmp_path: Path, build_masks: B
     assert np.array_equal(found == 0, CAT == 1)
 
 
+def in_a_table(root: Path) -> dict[str, Any]:
+    """The masks of a folder as a table, image by image in the order of their names."""
+    import datasets
+
+    folders = {"image": root / "images", "mask": root / "masks"}
+    columns = {
+        key: [{"path": None, "bytes": path.read_bytes()} for path in sorted(folder.iterdir())]
+        for key, folder in folders.items()
+    }
+    features = datasets.Features(dict.fromkeys(columns, datasets.Image()))
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(root / "t.parquet")
+    return only_cats(root / "t.parquet", class_names=["background", "cat", "dog"])
+
+
+@pytest.mark.parametrize("table", [False, True])
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"", "it is empty"), (b"no", "no image format that is known")],
+)
+def test_a_bad_mask_stops_or_is_counted_and_named(
+    content: bytes, reason: str, table: bool, tmp_path: Path, build_masks: Build
+) -> None:
+    config = only_cats(write_masks(tmp_path, SCENES, names=("cat", "dog")))
+    (tmp_path / "masks" / "001.png").write_bytes(content)
+    config = in_a_table(tmp_path) if table else config
+    name = r"t\.parquet, row 1, mask" if table else r"001\.png"
+    what = rf"{name}: is not a mask that can be read \({reason}\)"
+    with pytest.raises(UserError, match=rf"{what};.* or set data\.on_bad_image: skip$"):
+        build_masks(**config)
+    skip = {"on_bad_image": "skip"}
+    notes = " ".join(build_masks(**config, data=skip).notes)
+    assert re.search(rf": 1 bad mask skipped: \S*{name} \(.*{reason}\)", notes)
+    assert "without objects" not in notes
+    for path in (tmp_path / "masks").iterdir():
+        path.write_bytes(content)
+    config = in_a_table(tmp_path) if table else config
+    with pytest.raises(UserError, match="it is one of 12, and there is no other mask"):
+        build_masks(**config, data=skip)
+
+
 def test_a_broken_and_a_missing_mask(tmp_path: Path, build_masks: Build) -> None:
     config = spoil(tmp_path, CAT)
     (tmp_path / "masks" / "001.png").write_bytes(b"no")
@@ -360,6 +405,16 @@ def test_values_without_names(tmp_path: Path, build_masks: Build) -> None:
 def test_a_folder_of_something_else(tmp_path: Path, build_masks: Build) -> None:
     write_images(tmp_path / "cat", 3)
     with pytest.raises(UserError, match=r"is no layout of segmentation data.*name the parts"):
+        build_masks(**only_cats(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("content", "what"), [("{", "is no JSON"), ("[]", "is no COCO JSON"), ("", "is no JSON")]
+)
+def test_a_damaged_annotation_file_is_named(tmp_path, build_masks, content, what) -> None:
+    write_images(tmp_path / "images", 3)
+    (tmp_path / "annotations.json").write_text(content)
+    with pytest.raises(UserError, match=rf"annotations\.json: {what}"):
         build_masks(**only_cats(tmp_path))
 
 

@@ -203,8 +203,22 @@ def test_class_numbers_need_names(build: Build) -> None:
         build(learn={"classes": ["horse"]}, in_memory=numbers)
     named = build(learn={"rename": {"0": "horse", "1": "ship"}}, in_memory=numbers)
     assert same(named, build(learn={}, in_memory={"learn": dataset()}))
+    for names in (["horse", "ship"], {0: "horse", 1: "ship"}):
+        assert same(named, build(learn={"class_names": names}, in_memory=numbers))
+    with pytest.raises(UserError, match=r"learn.class_names: has no name for 1 of"):
+        build(learn={"class_names": ["horse"]}, in_memory=numbers)
     one = build(learn={"rename": {"0": "horse"}, "classes": ["horse"]}, in_memory=numbers)
     assert sizes(one, "learn") == (3, 1, 1)
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_an_empty_parquet_file_beside_others_has_no_images(tmp_path, build, streams) -> None:
+    whole = dataset()
+    for name, rows in (("a", range(3)), ("b", ()), ("c", range(3, len(whole)))):
+        whole.select(rows).to_parquet(tmp_path / f"part-{name}.parquet")
+    more = {"streaming": True, "sample_images": 50} if streams else {}
+    data = build(learn={"data": str(tmp_path / "*.parquet") if streams else str(tmp_path), **more})
+    assert sum(sizes(data, "learn")) == len(whole)
 
 
 def test_columns_may_be_named(build: Build) -> None:
@@ -323,7 +337,7 @@ REFUSED = {
     "number-images": (number_images, "column 'image' holds values of type int64, not images"),
     "fractions": (fractions, "column 'label' holds values of type float64, not one class"),
     "mixed-tables": (mixed_tables, "cannot tell the split of more.csv"),
-    "no-rows": (no_rows, "x.parquet: cannot be loaded"),
+    "no-rows": (no_rows, "x.parquet: has no rows; name files that have"),
 }
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
+import re
+import tarfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -128,6 +131,22 @@ def test_every_kind_of_shard_gives_each_image_once_a_pass(kind, tmp_path, build)
     for batch in batches:
         for image, row in batch:
             assert data.id2label[row] == truth[image]
+
+
+def test_a_table_of_text_with_a_mark_at_its_beginning(tmp_path, build):
+    pattern = as_text("csv")(tmp_path, pictures(4))
+    for path in tmp_path.glob("part-*.csv"):
+        path.write_text(path.read_text(encoding="utf-8"), encoding="utf-8-sig")  # as Excel does
+    (batch,), _ = drawn(retained(build, pattern), 1)
+    assert len(batch) == 4
+
+
+def test_a_row_with_more_fields_than_the_header(tmp_path, build):
+    pattern = as_text("csv")(tmp_path, pictures(4))
+    path = tmp_path / "part-1.csv"
+    path.write_text(path.read_text(encoding="utf-8").replace("1.png", "1.png,2.png", 1))
+    with pytest.raises(UserError, match=r"part-1\.csv, row 0: has 3 fields, and the header has 2"):
+        retained(build, pattern)
 
 
 def test_streams_in_memory_stream_too(tmp_path, build):
@@ -321,8 +340,8 @@ def test_a_bad_image_stops_or_is_passed_over(tmp_path, build):
     for _ in range(8):
         reader.draw()
     reader.close()
-    assert reader.num_bad >= 1
-    assert reader.num_held >= 6
+    assert reader.passed.num_bad >= 1
+    assert reader.passed.num_held >= 6
 
 
 def test_empty_shards_and_images_without_a_class_are_passed_over(tmp_path, build):
@@ -374,6 +393,43 @@ def test_classes_that_are_not_in_the_sample(tmp_path, build):
     assert set(named.sets["retain"]["train"].class_ids.tolist()) == {1}
 
 
+@pytest.mark.parametrize(
+    ("role", "more", "names"),
+    [("retain", {}, ("owl",)), ("learn", {"classes": ["owl"]}, ("swan",))],
+)
+def test_images_that_cannot_be_trained_on_are_counted(role, more, names, tmp_path, build):
+    late = [(encoded(noise(f"late{i}")), n) for i in range(5) for n in ("", names[0])]
+    first = ("owl", "wolf") if role == "learn" else CLASSES
+    pattern = write_shards(tmp_path / "shards", [*pictures(8, first), *late], number=1)
+    sources = {"learn": LEARN, role: streaming(pattern, sample_images=8, **more)}
+    if role == "learn":
+        sources["retain"] = {"data": str(write_folder(tmp_path / "old", {"cat": 6}))}
+    reader = Reader(build(**sources).streamed[role], (0,), 1)
+    while reader.place.start.epoch < 1:
+        reader.draw()
+    reader.close()
+    passed = reader.passed
+    passes = passed.num_unlabelled // 5
+    assert passed.num_unlabelled == passed.num_unknown == 5 * passes > 0
+    assert passed.unknown == names, "those that have another role are not told of again"
+    assert passed.told()[-2:] == [
+        f"{5 * passes} images without a class",
+        f"{5 * passes} images of unknown classes ({names[0]})",
+    ]
+
+
+def test_the_sample_counts_all_that_it_read(tmp_path, build):
+    mixed = [(encoded(noise(f"{n}{i}")), n) for i in range(10) for n in ("cat", "dog", "")]
+    pattern = write_shards(tmp_path / "shards", mixed, number=3)
+    notes = retained(build, pattern, classes=["cat"], sample_images=100).notes
+    place = re.escape(pattern)
+    for note in (
+        f"{place}: 10 of 30 images left out, they have no class",
+        f"retain: 10 images of {place} left out, of 1 class without this role: dog",
+    ):
+        assert any(re.fullmatch(note, one) for one in notes), notes
+
+
 def test_numbers_are_named_by_rename(tmp_path, build):
     numbered = [(b, str(CLASSES.index(n))) for b, n in pictures(10)]
     pattern = write_shards(tmp_path / "shards", numbered, number=2)
@@ -421,6 +477,61 @@ def test_a_damaged_shard_is_named(tmp_path, build):
         drawn(data, 8)
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 no")
     refused(build, tmp_path / "bad.parquet", r"bad\.parquet: cannot be read")
+
+
+def headers(path: Path) -> list[int]:
+    with tarfile.open(path) as archive:
+        return [member.offset for member in archive.getmembers()]
+
+
+TAR_DAMAGE: dict[str, tuple[Callable[[bytearray, int], bytes], str]] = {
+    "a header": (lambda b, at: b[:at] + bytes([b[at] ^ 255]) + b[at + 1 :], "bad checksum"),
+    "a header of zeros": (lambda b, at: b[:at] + bytes(512) + b[at + 512 :], "behind its end mark"),
+    "another archive behind": (lambda b, _: b + b, "behind its end mark"),
+    "no end mark": (lambda b, at: b[:at], "no end mark"),
+    "cut in a header": (lambda b, at: b[: at + 100], "no end mark"),
+}
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
+@pytest.mark.parametrize("damage", TAR_DAMAGE)
+def test_a_shard_that_is_damaged_in_its_middle_is_named(damage, suffix, tmp_path, build):
+    path = write_tar(
+        tmp_path / "whole.tar",
+        [(f"{i}", {"png": b, "cls": n.encode()}) for i, (b, n) in enumerate(pictures(10))],
+    )
+    edit, what = TAR_DAMAGE[damage]
+    content = bytes(edit(bytearray(path.read_bytes()), headers(path)[20]))
+    damaged = tmp_path / f"s{suffix}"
+    damaged.write_bytes(gzip.compress(content) if suffix == ".tar.gz" else content)
+    match = rf"s{suffix}: cannot be read \(.*{what}.*\); restore it"
+    refused(build, damaged, match, sample_images=100)
+
+
+@pytest.mark.parametrize("padding", [0, 100, 1 << 21])
+@pytest.mark.parametrize("parts", [0, 1, 3])
+def test_proper_tar_files_are_read_whole(padding, parts, tmp_path, build):
+    path = write_tar(
+        tmp_path / "s.tar",
+        [(f"{i}", {"png": b, "cls": n.encode()}) for i, (b, n) in enumerate(pictures(4))],
+    )
+    content = path.read_bytes() + bytes(padding)
+    if parts:  # gzip files may be laid end to end
+        cut = -(-len(content) // parts)
+        pieces = [content[start : start + cut] for start in range(0, len(content), cut)]
+        path = path.with_suffix(".tar.gz")
+        path.write_bytes(b"".join(map(gzip.compress, pieces)))
+    else:
+        path.write_bytes(content)
+    assert sum(sizes(retained(build, path, sample_images=100), "retain")) == 12
+
+
+def test_a_gzip_file_whose_content_changed_is_named(tmp_path, build):
+    path = write_tar(tmp_path / "s.tar", [("0", {"png": pictures(1)[0][0], "cls": b"cat"})])
+    packed = bytearray(gzip.compress(path.read_bytes()))
+    packed[-8] ^= 1  # its checksum
+    (tmp_path / "s.tar.gz").write_bytes(packed)
+    refused(build, tmp_path / "s.tar.gz", r"s\.tar\.gz: cannot be read .*CRC")
 
 
 @pytest.mark.parametrize(

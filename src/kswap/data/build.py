@@ -129,7 +129,7 @@ def build_data(
     streamed = {
         role: StreamedImages(
             shards=own,
-            row_of=row_of(role, roles, settings[role], id2label),
+            row_of=row_of(role, roles, settings[role], id2label, sources[role]),
             held=held,
             fitter=fitter,
             example=decoded.example,
@@ -299,7 +299,7 @@ def _gather(
 def _notes(decoded: Decoded, arrangement: Arrangement, cuts: Mapping[Role, Cut]) -> list[str]:
     notes = []
     if decoded.bad:
-        names = listed((f"{error.name} ({error.reason})" for error in decoded.bad), 20)
+        names = listed((f"{error.name} ({error.reason})" for error in decoded.bad), 20, width=400)
         notes.append(f"{count(len(decoded.bad), 'bad image')} skipped: {names}")
     if arrangement.copies:
         notes.append(

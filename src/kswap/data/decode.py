@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from kswap.data.images import BadImageError, decode, known_formats, silence_pillow
+from kswap.data.images import BadImageError, decode, known_formats, or_skip, silence_pillow
 from kswap.data.pixels import Fitter
 from kswap.data.splits import KEY_BITS, Cut, order_key
 from kswap.data.store import FileStore, MemoryStore
@@ -184,7 +184,7 @@ def refuse(error: BadImageError, data: DataConfig) -> None:
         UserError: they are not.
     """
     if data.on_bad_image == "error":
-        raise UserError(f"{error}, or set data.on_bad_image: skip")
+        raise or_skip(error)
 
 
 def store_for(

@@ -61,6 +61,11 @@ class BadImageError(UserError):
         )
 
 
+def or_skip(error: BadImageError) -> UserError:
+    """Return what to say where bad images are not skipped."""
+    return UserError(f"{error}, or set data.on_bad_image: skip")
+
+
 def read_image(source: str | Path | bytes | Image.Image, *, name: str | None = None) -> Image.Image:
     """Return `source` (path, encoded bytes or PIL image) as an upright 8-bit RGB image.
 

@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 from kswap.data.text import listed, one_line
-from kswap.errors import UserError, closest
+from kswap.errors import NONE_IS_CLOSE, UserError, closest
 
 _SEPARATORS = re.compile(r"[\s_\-,]+")
 _UNNAMED = re.compile(r"LABEL_\d+")
@@ -69,7 +69,13 @@ class LabelIndex:
                 f"{shown!r} is not a class of the model, whose labels have no names (LABEL_0 …); "
                 "write the names into id2label of the model's config.json"
             )
-        return f"{shown!r} is not a class of the model; closest: {closest(name, self.names())}"
+        near = closest(name, self.names())
+        if near == NONE_IS_CLOSE:
+            return (
+                f"{shown!r} is not a class of the model; name one of its classes: "
+                f"{listed(map(repr, self.id2label.values()))}"
+            )
+        return f"{shown!r} is not a class of the model; closest: {near}"
 
     def names(self) -> Iterable[str]:
         """Return the labels and their synonyms."""

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,6 +165,19 @@ def _coco(root: Path, task: TaskName) -> Layout | None:
         if files:
             places = [*(p for n, p in folders.items() if n in IMAGE_DIRS), root]
             return Layout("coco", _coco_parts(files, places))
+    return None
+
+
+def damaged_json(root: Path) -> str | None:
+    """Return what is wrong with a .json that lies where COCO's would; None: there is no such."""
+    for place in (root, root / "annotations"):
+        for path in sorted(place.glob("*.json")) if place.is_dir() else ():
+            try:
+                content = json.loads(path.read_bytes())
+            except (OSError, ValueError, RecursionError) as error:
+                return f"{one_line(path)}: is no JSON ({one_line(error, 80)}); restore it"
+            if not isinstance(content, dict) or "images" not in content:
+                return f"{one_line(path)}: is no COCO JSON (images, annotations, categories)"
     return None
 
 

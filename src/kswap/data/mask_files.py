@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from kswap.data.images import MAX_PIXELS, known_formats
+from kswap.data.images import MAX_PIXELS, BadImageError, known_formats, or_skip
 from kswap.data.scenes import BadAnnotationError, Legend, make_legend
 from kswap.data.sets import IGNORE, OPEN
-from kswap.data.text import listed, one_line
+from kswap.data.text import count, listed, one_line
 from kswap.errors import UserError
 
 Colours = Mapping[str, tuple[int, int, int]]
@@ -162,19 +162,41 @@ def voc_reader(names: Sequence[str] = VOC_NAMES, where: str = "") -> MaskReader:
 
 
 def scan(
-    number: int, read: Callable[[int], set[int]], keep_going: type[Exception] | tuple[()] = ()
-) -> list[set[int]]:
-    """Return the classes of every mask; those that raise `keep_going` have none."""
+    number: int, read: Callable[[int], set[int]], where: str, *, skip_bad: bool
+) -> tuple[list[set[int]], list[str]]:
+    """Return the classes of every mask, none of those that are skipped, and what to tell of them.
 
-    def one(row: int) -> set[int]:
+    Raises:
+        UserError: a mask is bad and bad ones are not skipped, or all are.
+    """
+
+    def one(row: int) -> set[int] | BadImageError:
         try:
             return read(row)
-        except keep_going:
-            return set()
+        except BadImageError as error:
+            return error
 
     known_formats()  # Pillow loads its plugins in one thread
+    present, bad, empty = [], [], 0
     with ThreadPoolExecutor(8) as pool:
-        return list(pool.map(one, range(number)))
+        for found in pool.map(one, range(number)):
+            if isinstance(found, BadImageError):
+                if not skip_bad:
+                    pool.shutdown(cancel_futures=True)
+                    raise or_skip(found)
+                bad.append(found)
+            else:
+                empty += not found
+            present.append(set() if isinstance(found, BadImageError) else found)
+    if bad and len(bad) == number:
+        raise UserError(f"{bad[0]}; it is one of {number}, and there is no other mask")
+    notes = []
+    if bad:
+        names = listed((f"{error.name} ({error.reason})" for error in bad), 20, width=400)
+        notes.append(f"{where}: {count(len(bad), 'bad mask')} skipped: {names}")
+    if empty:
+        notes.append(f"{where}: {count(empty, 'image')} without objects")
+    return present, notes
 
 
 def _opened(source: Any, name: str) -> Image.Image:
@@ -182,6 +204,8 @@ def _opened(source: Any, name: str) -> Image.Image:
         if isinstance(source, Path):
             source = source.read_bytes()
         if isinstance(source, bytes | bytearray | memoryview):
+            if not len(source):
+                raise ValueError("it is empty")
             image = Image.open(io.BytesIO(source), formats=known_formats())
         else:
             image = source
@@ -195,6 +219,9 @@ def _opened(source: Any, name: str) -> Image.Image:
         image.load()
     except FileNotFoundError:
         raise BadAnnotationError(name, "there is no such mask", "add or remove it") from None
+    except UnidentifiedImageError:
+        reason = "is not a mask that can be read (no image format that is known)"
+        raise BadAnnotationError(name, reason, "replace or remove it") from None
     except Exception as error:  # decoders of damaged files raise nearly anything
         reason = f"is not a mask that can be read ({one_line(error) or type(error).__name__})"
         raise BadAnnotationError(name, reason, "replace or remove it") from None

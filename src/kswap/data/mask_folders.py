@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from kswap.data.images import SUFFIXES, BadImageError
+from kswap.data.images import SUFFIXES
 from kswap.data.mask_files import MaskReader, colour_reader, scan
 from kswap.data.scenes import Annotation, SceneTable, make_legend, scene_table
 from kswap.data.sets import IGNORE, OPEN
@@ -47,10 +47,11 @@ def mask_table(
     masks = files_below(masks_dir, frozenset({".png"}) if mixed else SUFFIXES)
     pairs, notes = _paired(images, masks, images_dir, masks_dir, only)
     rows = sorted(pairs)
-    present = scan(
+    present, scanned = scan(
         len(rows),
         lambda row: reader.present(pairs[rows[row]][1], str(pairs[rows[row]][1])),
-        BadImageError if skip_bad else (),
+        str(images_dir),
+        skip_bad=skip_bad,
     )
 
     def annotate(row: int, size: tuple[int, int]) -> Annotation:
@@ -58,9 +59,6 @@ def mask_table(
         mask = reader.read(path, str(path))
         return Annotation(mask=mask, size=(mask.shape[0], mask.shape[1]))
 
-    empty = sum(not classes for classes in present)
-    if empty:
-        notes.append(f"{images_dir}: {count(empty, 'image')} without objects")
     return scene_table(
         str(images_dir),
         reader.classes,
@@ -68,7 +66,7 @@ def mask_table(
         read=lambda row: pairs[rows[row]][0],
         name=lambda row: str(pairs[rows[row]][0]),
         annotate=annotate,
-        notes=notes,
+        notes=[*notes, *scanned],
     )
 
 

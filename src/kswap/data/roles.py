@@ -94,18 +94,34 @@ def _two_roles(name: str, one: Role, other: Role) -> UserError:
     )
 
 
+def _named_numbers(role: Role, source: Source, settings: SourceConfig) -> dict[str, str]:
+    """Return class -> name in `class_names`, where the classes are numbers."""
+    given = settings.class_names
+    if given is None or not source.numbered:
+        return {}
+    names = given if isinstance(given, dict) else dict(enumerate(given))
+    named = {str(number): name for number, name in names.items()}
+    if lost := [one for one in source.counts if one not in named and one not in settings.rename]:
+        raise UserError(
+            f"{role}.class_names: has no name for {listed(lost, 5)} of {source.where}; add it"
+        )
+    return named
+
+
 def _renamed(role: Role, source: Source, settings: SourceConfig) -> dict[str, str]:
-    """Return source class -> name after `rename`, for classes that have images."""
+    """Return source class -> its name, for classes that have images.
+
+    Numbers get theirs from `class_names`, then `rename` gives others.
+    """
+    rename = {**_named_numbers(role, source, settings), **settings.rename}
     for name in settings.rename:
         if name not in source.counts:
             near = closest(name, source.classes)
             raise UserError(
                 f"{role}.rename: {source.where} has no class {one_line(name)!r}; closest: {near}"
             )
-    renamed = {
-        name: settings.rename.get(name, name) for name, number in source.counts.items() if number
-    }
-    bare = [name for name in renamed if name not in settings.rename]
+    renamed = {name: rename.get(name, name) for name, number in source.counts.items() if number}
+    bare = [name for name in renamed if name not in rename]
     if source.numbered and bare and settings.classes is None:
         raise UserError(
             f"{role}: the classes of {source.where} are numbers without names ({listed(bare, 5)}); "

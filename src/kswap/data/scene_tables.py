@@ -10,7 +10,6 @@ import numpy as np
 
 from kswap.data.boxes import clean_boxes
 from kswap.data.hf_tables import ImageLike, column_encoded, find_column, image_of
-from kswap.data.images import BadImageError
 from kswap.data.mask_files import scan
 from kswap.data.mask_folders import folder_reader
 from kswap.data.scenes import (
@@ -77,14 +76,15 @@ def pictures_table(
         read = reader.read(masks(row), f"{name(row)}, {mask}")
         return Annotation(mask=read, size=(read.shape[0], read.shape[1]))
 
-    present = scan(
+    present, scanned = scan(
         len(dataset),
         lambda row: reader.present(masks(row), f"{name(row)}, {mask}"),
-        BadImageError if skip_bad else (),
+        where,
+        skip_bad=skip_bad,
     )
     return scene_table(
         where, reader.classes, present, read=images, name=name, annotate=annotate,
-        notes=[*notes, *_without(present, where)],
+        notes=[*notes, *scanned],
     )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from kswap.data.sources import (
     READERS,
     by_split,
     check_hub,
+    is_empty_table,
     looks_like_path,
     no_data,
     reading,
@@ -218,6 +219,8 @@ def _table_cells(path: Path, settings: SourceConfig) -> Iterator[Cell]:
         yield from _csv_cells(path, settings)
         return
     with whole(path):
+        if is_empty_table(path):
+            return
         rows = datasets.load_dataset(
             kind,
             data_files={"train": [glob.escape(str(path.absolute()))]},
@@ -232,12 +235,17 @@ def _csv_cells(path: Path, settings: SourceConfig) -> Iterator[Cell]:
     import datasets
 
     where = one_line(path)
-    with whole(path), path.open(encoding="utf-8", newline="") as file:
+    with whole(path), path.open(encoding="utf-8-sig", newline="") as file:
         rows = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
         columns = list(rows.fieldnames or ())
         features = datasets.Features(dict.fromkeys(columns, datasets.Value("string")))
         image, label = columns_of(features, settings, where=where)
         for number, row in enumerate(rows):
+            if None in row:  # what the header has no name for
+                raise UserError(
+                    f"{where}, row {number}: has {len(columns) + len(row[None])} fields, and the "
+                    f"header has {len(columns)}; put fields with a separator in quotes"
+                )
             text = (row[label] or "").strip()
             value = int(text) if text.isdecimal() else text or None
             content = image_of(row[image] or None, path.parent, from_hub=False)

@@ -245,13 +245,27 @@ def _files_source(
         if any(p.suffix.lower() == ".tsv" for ps in files.values() for p in ps)
         else {}
     )
+    with reading(where):
+        full = {s: [p for p in paths if not is_empty_table(p)] for s, paths in files.items()}
+    if without := [split for split, paths in full.items() if not paths]:
+        names = listed(path.name for path in files[without[0]])
+        raise UserError(f"{one_line(where)}: {names}: has no rows; name files that have")
     patterns = {
         split: [glob.escape(str(path.absolute())) for path in paths]
-        for split, paths in files.items()
+        for split, paths in full.items()
     }
     with reading(where):
         loaded = datasets.load_dataset(kind, data_files=patterns, **options)
     return _dataset_source(loaded, settings, where=where, folder=folder, table=table)
+
+
+def is_empty_table(path: Path) -> bool:
+    """Whether a parquet file has no rows, which the library does not read."""
+    import pyarrow.parquet
+
+    if READERS.get(path.suffix.lower()) != "parquet":
+        return False
+    return int(pyarrow.parquet.read_metadata(path).num_rows) == 0
 
 
 def configured_source(

@@ -8,6 +8,7 @@ held out.
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -16,6 +17,7 @@ import numpy as np
 from kswap.data.labels import LabelIndex, plain
 from kswap.data.roles import Roles
 from kswap.data.shards import Shards, open_shards
+from kswap.data.streaming import PASSED, UNKNOWN
 from kswap.data.table import Source, Table, source_of_splits
 from kswap.data.tar_shards import Cell
 from kswap.errors import UserError
@@ -29,10 +31,24 @@ _MAX_NAMES = 1 << 16
 """Class names whose rows are kept."""
 
 
+@dataclass(frozen=True)
+class _SampleTable(Table):
+    """The images of a sample that are kept; its counts are of all that were read."""
+
+    num_of: Mapping[str, int] = field(default_factory=dict)
+
+    @functools.cached_property
+    def counts(self) -> dict[str, int]:
+        """Number of images of each class."""
+        return {name: self.num_of[name] for name in self.classes}
+
+
 @dataclass
 class _Sample:
     cells: list[Cell] = field(default_factory=list)
     num_read: int = 0
+    num_of: Counter[str] = field(default_factory=Counter)
+    """Images that were read of each class, also of those that are not kept; "": without one."""
     is_whole: bool = False
     """Whether there is nothing else in the source."""
 
@@ -66,22 +82,29 @@ def streamed_source(
 
 
 def row_of(
-    role: Role, roles: Roles, settings: SourceConfig, id2label: Mapping[int, str]
+    role: Role,
+    roles: Roles,
+    settings: SourceConfig,
+    id2label: Mapping[int, str],
+    source: Source,
 ) -> Callable[[str], int]:
-    """Return what says the row of a class by its name in the source, -1 if it has not the role.
+    """Return what says the row of a class by its name in the source, PASSED or UNKNOWN.
 
     Also of classes that are not in the sample, unless they would have to be learned.
     """
     known, class_ids = roles.of_source[role], set(roles.class_ids[role])
-    model = LabelIndex(id2label)
+    model, sampled = LabelIndex(id2label), frozenset(source.classes)
 
     @functools.lru_cache(_MAX_NAMES)
     def find(name: str) -> int:
         if name in known:
             return known[name]
+        if role == "learn":
+            return PASSED if name in sampled else UNKNOWN
         found = model.find(settings.rename.get(name, name))
-        is_old = role != "learn" and len(found) == 1 and found[0] in class_ids
-        return found[0] if is_old else -1
+        if len(found) != 1:
+            return UNKNOWN
+        return found[0] if found[0] in class_ids else PASSED
 
     return find
 
@@ -102,6 +125,7 @@ def _sample_of(shards: Shards, settings: SourceConfig) -> _Sample:
         for cell in _until(shards.read(number), limit):
             looked_at += 1
             name = "" if cell.label is None else str(cell.label)
+            sample.num_of[name] += 1
             is_wanted = not named or bool(named & _forms(settings.rename.get(name, name)))
             if is_wanted or name not in seen:
                 sample.cells.append(cell)
@@ -153,13 +177,13 @@ def _table_of(sample: _Sample, shards: Shards) -> Table:
     where = shards.where
     if not sample.is_whole:
         where = f"a sample of {sample.num_read:,} images of {shards.where}"
-    num_without = sum(cell.label is None for cell in cells)
+    num_without = sample.num_of[""]
     notes = (
-        (f"{where}: {num_without} of {len(cells)} images left out, they have no class",)
+        (f"{where}: {num_without} of {sample.num_read:,} images left out, they have no class",)
         if num_without
         else ()
     )
-    return Table(
+    return _SampleTable(
         where,
         tuple(names),
         np.asarray([rows.get(str(cell.label), -1) for cell in cells], dtype=np.int64),
@@ -167,4 +191,5 @@ def _table_of(sample: _Sample, shards: Shards) -> Table:
         lambda row: cells[row].name,
         bool(numbers),
         notes,
+        num_of=sample.num_of,
     )

@@ -15,7 +15,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,11 +27,14 @@ from kswap.data.images import BadImageError, decode, known_formats
 from kswap.data.pixels import Fitter
 from kswap.data.shards import Shards
 from kswap.data.tar_shards import Cell
+from kswap.data.text import NAME_LIMIT, count, one_line
 from kswap.errors import UserError
 from kswap.settings import DataConfig
 
 _ORDER, _BLOCK = 1, 2
 """Beside each other in a seed: the order of shards, and of the images of a block."""
+PASSED, UNKNOWN = -1, -2
+"""Instead of a row: the class has another role or none; neither model nor sample have it."""
 
 
 class Start(NamedTuple):
@@ -68,7 +71,7 @@ class StreamedImages:
 
     shards: Shards
     row_of: Callable[[str], int]
-    """Class name of the source -> row of the extended head; -1: the role does not have it."""
+    """Class name of the source -> row of the extended head, PASSED or UNKNOWN."""
     held: frozenset[bytes]
     """Content of test and validation pictures of any role, which are passed over."""
     fitter: Fitter
@@ -83,10 +86,10 @@ class StreamedImages:
     """Images in a pass, where the user says so."""
 
     def wanted(self, cell: Cell) -> int:
-        """Return the row of the class of an image that may be trained on; -1: passed over."""
-        row = -1 if cell.label is None else self.row_of(str(cell.label))
+        """Return the row of the class of an image that may be trained on, PASSED or UNKNOWN."""
+        row = UNKNOWN if cell.label is None else self.row_of(str(cell.label))
         if row >= 0 and self.fraction < 1 and not _within(cell, self.fraction, self.seed):
-            return -1
+            return PASSED
         return row
 
 
@@ -97,12 +100,51 @@ def _within(cell: Cell, fraction: float, seed: int) -> bool:
     return int.from_bytes(key, "big") < fraction * 2**64
 
 
+@dataclass
+class Passed:
+    """What was read and not trained on, by this process: more than a pass has, where it resumed."""
+
+    num_bad: int = 0
+    """Images that cannot be decoded."""
+    num_held: int = 0
+    """Pictures of a test or validation split."""
+    num_unlabelled: int = 0
+    """Images without a class."""
+    num_unknown: int = 0
+    """Images of classes that neither the model nor the sample has."""
+    unknown: tuple[str, ...] = ()
+    """The first of these classes."""
+
+    def add(self, label: str | int | None) -> None:
+        """Count an image without a class, or of an unknown one."""
+        if label is None:
+            self.num_unlabelled += 1
+            return
+        self.num_unknown += 1
+        name = one_line(label, 100)
+        if len(self.unknown) < NAME_LIMIT and name not in self.unknown:
+            self.unknown = (*self.unknown, name)
+
+    def told(self) -> list[str]:
+        """Return it in words, without what did not happen."""
+        more = ", …" if len(self.unknown) == NAME_LIMIT else ""
+        words = {
+            count(self.num_bad, "bad image"): self.num_bad,
+            count(self.num_held, "held-out picture"): self.num_held,
+            f"{count(self.num_unlabelled, 'image')} without a class": self.num_unlabelled,
+            f"{count(self.num_unknown, 'image')} of unknown classes "
+            f"({', '.join(self.unknown)}{more})": self.num_unknown,
+        }
+        return [text for text, number in words.items() if number]
+
+
 class Buffer:
     """Cells of a stream in the order in which they are drawn, without end."""
 
     def __init__(self, images: StreamedImages, seed: tuple[int, ...], place: Place) -> None:
         self._images = images
         self._seed = seed
+        self.passed = Passed()
         self._reading = self._read(place.start)
         self._ahead: list[tuple[Cell, int] | None] = []
         self._ahead_start = place.start
@@ -170,6 +212,8 @@ class Buffer:
                     if row >= 0:
                         is_barren = False
                         yield (cell, row), Start(epoch, place, number + 1)
+                    elif row == UNKNOWN:
+                        self.passed.add(cell.label)
                 start = Start(epoch, place + 1)
             if is_barren:
                 raise UserError(
@@ -189,10 +233,8 @@ class Drawn(NamedTuple):
     """(n,) rows of the extended head."""
     place: Place
     """Behind them."""
-    num_held: int
-    """Pictures of a test or validation split that were passed over on the way."""
-    num_bad: int
-    """Images that cannot be decoded."""
+    passed: Passed
+    """On the way, from the first batch on."""
 
 
 @dataclass
@@ -205,10 +247,8 @@ class Reader:
     """Images in a batch."""
     place: Place = field(default_factory=Place)
     """Where the next batch begins."""
-    num_held: int = 0
-    """Held-out pictures that were passed over so far."""
-    num_bad: int = 0
-    """Images that cannot be decoded, so far."""
+    passed: Passed = field(default_factory=Passed)
+    """What was read so far and is in no batch."""
 
     def __post_init__(self) -> None:
         """Start the threads; nothing is read before the first batch is asked for."""
@@ -225,9 +265,7 @@ class Reader:
             UserError: an image or a shard is bad, or no image is left.
         """
         drawn = (self._next or self._ahead.submit(self._make)).result()
-        self.place = drawn.place
-        self.num_held += drawn.num_held
-        self.num_bad += drawn.num_bad
+        self.place, self.passed = drawn.place, drawn.passed
         self._next = self._ahead.submit(self._make)
         return drawn
 
@@ -240,7 +278,6 @@ class Reader:
         buffer = self._buffer = self._buffer or Buffer(self.images, self.seed, self.place)
         images: list[NDArray[Any]] = []
         class_ids: list[int] = []
-        num_held = num_bad = 0
         epoch = buffer.place.start.epoch
         while len(images) < self.count:
             found = [next(buffer) for _ in range(self.count - len(images))]
@@ -250,9 +287,9 @@ class Reader:
             ):
                 if isinstance(image, BadImageError):
                     refuse(image, self.images.data)
-                    num_bad += 1
+                    buffer.passed.num_bad += 1
                 elif image is None:
-                    num_held += 1
+                    buffer.passed.num_held += 1
                 else:
                     images.append(image)
                     class_ids.append(row)
@@ -262,7 +299,7 @@ class Reader:
                     "validation split or cannot be decoded; add images"
                 )
         ids = np.asarray(class_ids, dtype=np.int64)
-        return Drawn(np.stack(images), ids, buffer.place, num_held, num_bad)
+        return Drawn(np.stack(images), ids, buffer.place, replace(buffer.passed))
 
     def _decoded(self, cell: Cell) -> NDArray[Any] | BadImageError | None:
         """Return the fitted image; None: it is a picture that is held out."""

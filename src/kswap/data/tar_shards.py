@@ -6,14 +6,15 @@ of all shards from the first five samples of the first one, and fails where that
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import tarfile
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from kswap.data.hf_tables import LABEL_NAMES, ImageLike, class_of
 from kswap.data.images import SUFFIXES
@@ -40,7 +41,7 @@ def tar_cells(path: Path, settings: SourceConfig) -> Iterator[Cell]:
     """Yield the samples of a tar file: members that share a name up to its first dot."""
     with whole(path):
         _check_end(path)
-    with whole(path), tarfile.open(path, "r|*") as archive:
+    with whole(path), _opened(path) as archive:
         members: dict[str, bytes] = {}
         before = None
         for member in archive:
@@ -59,10 +60,51 @@ def tar_cells(path: Path, settings: SourceConfig) -> Iterator[Cell]:
             archive.members.clear()  # type: ignore[attr-defined]  # it keeps all, to look them up
         if before is not None and members:
             yield _sample(path, before, members, settings)
+        _check_rest(archive)
+
+
+class _Member(tarfile.TarInfo):
+    """A header whose damage is raised: `tarfile` takes it for the end, and the rest is lost."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if len(buf) < tarfile.BLOCKSIZE:
+                raise EOFError("it has no end mark, as if it were cut off") from None
+            if any(buf):
+                raise tarfile.ReadError(f"a damaged header between members, {error}") from None
+            raise  # the end mark
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tarfile.TarFile]:
+    """Open a tar file to be read once through; gzip is checked, and may be of several parts."""
+    with ExitStack() as files:
+        plain = files.enter_context(path.open("rb"))
+        packed = plain.read(2) == b"\x1f\x8b"
+        plain.seek(0)
+        file = files.enter_context(gzip.GzipFile(fileobj=plain)) if packed else plain
+        yield files.enter_context(tarfile.open(fileobj=file, mode="r|*", tarinfo=_Member))
+
+
+def _check_rest(archive: tarfile.TarFile) -> None:
+    """Refuse an archive that goes on behind its end mark.
+
+    Raises:
+        ReadError: it does.
+    """
+    assert archive.fileobj is not None
+    while rest := archive.fileobj.read(1 << 20):
+        if rest.strip(b"\0"):
+            raise tarfile.ReadError(
+                "there is data behind its end mark, as if blocks were lost or archives joined"
+            )
 
 
 def _check_end(path: Path) -> None:
-    """Refuse a tar file that was cut off between its members, which `tarfile` does not notice.
+    """Refuse a tar file that was cut off, before all of it is read.
 
     Raises:
         EOFError: it was.
@@ -72,7 +114,7 @@ def _check_end(path: Path) -> None:
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - tarfile.BLOCKSIZE))
-        if size % tarfile.BLOCKSIZE or any(file.read()):
+        if any(file.read()):
             raise EOFError("it has no end mark, as if it were cut off")
 
 

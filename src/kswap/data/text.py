@@ -18,17 +18,23 @@ def one_line(text: object, limit: int = TEXT_LIMIT) -> str:
     return f"{line[: limit // 2]}…{line[-(limit // 2) :]}"
 
 
-def listed(names: Iterable[object], limit: int = NAME_LIMIT) -> str:
-    """Return the first `limit` names, joined, and how many more there are."""
-    words = [one_line(name, 100) for name in names]
+def listed(names: Iterable[object], limit: int = NAME_LIMIT, *, width: int = 100) -> str:
+    """Return the first `limit` names, joined, and how many more there are.
+
+    Args:
+        names: what is listed.
+        limit: names at most.
+        width: characters of a name at most.
+    """
+    words = [one_line(name, width) for name in names]
     more = f" and {len(words) - limit} more" if len(words) > limit else ""
     return ", ".join(words[:limit]) + more
 
 
 def count(number: int, noun: str) -> str:
-    """Return `1 image`, `2 images`, `2 classes`, `2 copies`."""
+    """Return `1 image`, `2 images`, `2 classes`, `2 boxes`, `2 copies`."""
     if number == 1:
         return f"1 {noun}"
-    if noun.endswith("s"):
+    if noun.endswith(("s", "x")):
         return f"{number} {noun}es"
     return f"{number} {noun[:-1]}ies" if noun.endswith("y") else f"{number} {noun}s"
