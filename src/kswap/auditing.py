@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kswap.audits import references, reversal, several
-from kswap.audits.battery import run_audits
+from kswap.audits.battery import AUDITS, run_audits
 from kswap.audits.findings import LEVELS, Finding, Level
 from kswap.audits.looking import look_at
 from kswap.audits.measuring import make_reference
@@ -37,6 +37,7 @@ def audit(
     reference: str | Path | None = None,
     reference_level: ReferenceLevel | None = None,
     train_reference: bool = False,
+    skip: Sequence[str] = (),
     seed: int = 0,
     on_note: Note = lambda note: None,
 ) -> dict[str, Any]:
@@ -52,6 +53,8 @@ def audit(
             pretrained backbone fine-tuned without the forget data.
         train_reference: fine-tune `reference`, a pretrained backbone that never saw the forget
             data, on retain and learn, and compare with that (R2).
+        skip: ids of audits to leave out, such as A7, the longest; the ladder ends where one is
+            missed.
         seed: of everything that is drawn or trained.
         on_note: called at once with whatever the user should know.
 
@@ -62,7 +65,7 @@ def audit(
         UserError: not a finished run, its data is gone, or the reference cannot be one.
     """
     run_dir = Path(run_dir).expanduser()
-    _check(level, reference_level)
+    _check(level, reference_level, skip, seed)
     if reference is None and not beside(run_dir.resolve()):
         _check_no_level(reference_level)
     return _audit(
@@ -71,6 +74,7 @@ def audit(
         reference=reference,
         reference_level=reference_level,
         train_reference=train_reference,
+        skip=skip,
         seed=seed,
         on_note=on_note,
     )
@@ -83,6 +87,7 @@ def audit_runs(
     references: Sequence[str | Path] = (),
     reference_level: ReferenceLevel | None = None,
     train_reference: bool = False,
+    skip: Sequence[str] = (),
     seed: int = 0,
     on_note: Note = lambda note: None,
 ) -> list[dict[str, Any]]:
@@ -100,6 +105,7 @@ def audit_runs(
         reference_level: as of `audit`.
         train_reference: fine-tune the one backbone that `references` names for each run with the
             run's seed, as RUN-reference, unless that is there.
+        skip: as of `audit`.
         seed: of everything that is drawn or trained.
         on_note: called at once with whatever the user should know.
 
@@ -112,7 +118,7 @@ def audit_runs(
     begin = time.perf_counter()
     runs = [Path(run_dir).expanduser() for run_dir in run_dirs]
     named: list[str | None] = [str(source) for source in references]
-    _check(level, reference_level)
+    _check(level, reference_level, skip, seed)
     if not runs:
         raise UserError("audit: no run was named; name the output of a finished `kswap run`")
     several.check_runs(runs)
@@ -143,6 +149,7 @@ def audit_runs(
                 reference_level=reference_level,
                 models=models,
                 gathering_s=each,
+                skip=skip,
                 seed=seed,
                 on_note=on_note,
             )
@@ -157,11 +164,15 @@ def _check_no_level(reference_level: ReferenceLevel | None) -> None:
         )
 
 
-def _check(level: str, reference_level: str | None) -> None:
+def _check(level: str, reference_level: str | None, skip: Sequence[str], seed: int) -> None:
     if level not in LEVELS:
         raise UserError(f"level: {level!r} is none; take one of {', '.join(LEVELS)}")
     if reference_level not in (None, "R1", "R2"):
         raise UserError(f"reference_level: {reference_level!r} is none; take R1 or R2")
+    if unknown := [name for name in skip if name not in AUDITS]:
+        raise UserError(f"--skip: {unknown[0]} is no audit; name some of {', '.join(AUDITS)}")
+    if not 0 <= seed < 2**31:
+        raise UserError(f"--seed: {seed} is not allowed; give 0 or more, less than 2^31")
 
 
 def _train_references(runs: Sequence[Path], named: Sequence[str | None], on_note: Note) -> None:
@@ -187,6 +198,7 @@ def _audit(
     train_reference: bool = False,
     models: Models | None = None,
     gathering_s: float = 0.0,
+    skip: Sequence[str],
     seed: int,
     on_note: Note,
 ) -> dict[str, Any]:
@@ -210,12 +222,13 @@ def _audit(
             score_name=str(results["score_name"]),
             has_adapter=(run_dir / "adapter").is_dir(),
             several=models,
+            skip=skip,
             seconds=work.seconds,
         )
         if models is not None:
             work.seconds["A4"] += gathering_s
         work.seconds["total"] = time.perf_counter() - begin + gathering_s
-        answer = _answer(work, case, found, findings, held_in=results.get("base") or {})
+        answer = _answer(work, case, found, findings, skip=skip, held_in=results.get("base") or {})
         results = {**read_results(run_dir), "audit": answer}
         write_results(folder, results)
         draw_report(run_dir)
@@ -234,6 +247,7 @@ def _answer(
     reference: dict[str, Any],
     findings: Mapping[str, Finding],
     *,
+    skip: Sequence[str],
     held_in: Mapping[str, Any],
 ) -> dict[str, Any]:
     decides = None if case.decides else case.without_decision()
@@ -249,6 +263,7 @@ def _answer(
             task=work.base.task,
             forgets=case.forgets,
             reference=decides,
+            skip=skip,
         ),
         "warnings": [
             reversal.UNMERGED,

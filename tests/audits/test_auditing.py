@@ -134,6 +134,41 @@ def test_an_adapter_that_is_gone_is_said(run_dir, reference_dir):
     assert row[:2] == ["same LoRA, 10 % of forget", "not available: the run's adapter is gone"]
 
 
+def test_a_strict_audit_of_a_run_that_learns_nothing(base_dir, old_images, tmp_path):
+    from kswap.audits import battery
+    from kswap.audits.relearning import LEARN_SET, Condition
+
+    values = {
+        "model": str(base_dir),
+        "forget": {"data": str(old_images), "classes": ["red"]},
+        "retain": {"data": str(old_images)},
+        "order": "F",
+        "output": str(tmp_path / "run"),
+        "stages": {"forget": {"max_steps": 2, "min_steps": 1}},
+        "training": {"device": "cpu"},
+    }
+    kswap.swap(SwapConfig.from_mapping(values))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(battery.relearning, "STRICT", (Condition(LEARN_SET, "new LoRA"),))
+        answer = kswap.audit(tmp_path / "run", level="strict", skip=["A3", "A9"])
+    check_shape(answer)
+    assert not {"A3", "A9"} & set(answer["audits"])
+    if answer["audits"]["A7"]["tables"]:  # random weights may not answer red at all
+        row = answer["audits"]["A7"]["tables"][0]["rows"][0]
+        assert row[1] == "not available: the run learns no class"
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["--skip", "A12"], "--skip: A12 is no audit; name some of A1, A2"),
+        (["--seed", "-3"], "--seed: -3 is not allowed; give 0 or more"),
+    ],
+)
+def test_what_no_audit_is_done_with(words, wanted, capsys):
+    assert wanted in refused(["audit", "none", *words], capsys)
+
+
 def references_of(folder: Path, reference_dir: Path, count: int) -> list[str]:
     made = []
     for number in range(count):
@@ -271,7 +306,9 @@ def test_without_a_reference_it_says_so_and_never_passes(run_dir):
     statuses = {name: found["status"] for name, found in answer["audits"].items()}
     assert statuses["A5"] == statuses["A6"] == "info"
     assert statuses["A10"] in ("info", "not available")
-    assert answer["verdict"]["level"] in ("known", "suppressed")
+    answered = statuses["A1"] != "not available"  # random weights may not answer red at all
+    assert (answer["verdict"]["level"] in ("known", "suppressed")) == answered
+    assert (answer["verdict"]["level"] == "not available") != answered
     assert "control R3" in json.dumps(answer["audits"]["A5"]["tables"])
 
 
@@ -444,3 +481,4 @@ def test_the_untouched_base_is_known(run_dir, reference_dir, base_dir):
         assert answer["verdict"]["level"] == "known"
     else:  # the tiny base with random weights may not answer red at all
         assert answer["audits"]["A1"]["status"] == "not available"
+        assert answer["verdict"]["level"] == "not available"

@@ -186,6 +186,14 @@ def test_the_ladder():
     assert (without["level"], without["stopped_by"]) == ("suppressed", None)
     missing = {**good, **passed, "A4": replace(good["A2"], status="not available")}
     assert verdict(missing, level="strict", **said)["stopped_by"] == "A4"
+    some = {**good, "A3": good["A2"], "A4": good["A2"]}
+    ended = verdict(some, level="strict", skip=("A7", "A9"), **said)
+    assert (ended["level"], ended["stopped_by"]) == ("representation-consistent", None)
+    assert "A7, A9 left out (--skip)" in ended["reason"]
+    one = verdict({**some, "A9": good["A2"]}, level="standard", skip=("A7",), **said)
+    assert one["reason"].endswith("the ladder ends here: A7 left out (--skip)")
+    unanswered = {**good, "A1": replace(good["A1"], status="not available")}
+    assert verdict(unanswered, level="quick", **said)["level"] == "not available"
     nothing = verdict({}, level="quick", task="detection", forgets=False, reference=None)
     assert nothing["level"] == "not available"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 
 from kswap.audits import (
     anomaly,
@@ -25,6 +25,8 @@ from kswap.audits.subjects import Case, SubjectName
 from kswap.audits.verdict import CLASSIFICATION_ONLY
 from kswap.audits.views import Again
 
+AUDITS = tuple(f"A{number}" for number in range(1, 12))
+
 
 def run_audits(
     case: Case,
@@ -34,16 +36,20 @@ def run_audits(
     score_name: str,
     has_adapter: bool,
     several: quality.Models | None = None,
+    skip: Sequence[str] = (),
     seconds: MutableMapping[str, float],
 ) -> dict[str, Finding]:
     """Return the findings of a level by id; write into `seconds` what each took.
 
-    A4 is asked at every level where there are several models, `several`, to ask it of.
+    A4 is asked at every level where there are several models, `several`, to ask it of; those of
+    `skip` at none.
     """
     conditions = relearning.STRICT if level == "strict" else relearning.STANDARD
     budget = retraining.STRICT if level == "strict" else retraining.STANDARD
 
     without = {} if again.own_lora else {"same LoRA": "the run's adapter is gone"}
+    if not again.sets["swapped"].get("learn"):
+        without[relearning.LEARN_SET] = "the run learns no class"
 
     def relearn(condition: Condition, name: SubjectName, draw: int) -> Course:
         if condition.trains == "head":
@@ -83,7 +89,7 @@ def run_audits(
         todo = [(name, *rest) for name, *rest in todo if name not in CLASSIFICATION_ONLY]  # type: ignore[misc]
     findings: dict[str, Finding] = {}
     for name, first, run in sorted(todo, key=lambda one: int(one[0][1:])):
-        if LEVELS.index(first) <= LEVELS.index(level):
+        if LEVELS.index(first) <= LEVELS.index(level) and name not in skip:
             begin = time.perf_counter()
             findings[name] = run()
             seconds[name] = time.perf_counter() - begin

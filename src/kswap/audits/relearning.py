@@ -73,15 +73,13 @@ class Course:
 Relearn = Callable[[Condition, SubjectName, int], Course]
 """Trains a model (the draw is the last argument) and returns how it went."""
 
+LEARN_SET = "the classes to learn"
 _SHARES = ("1 % of forget", "5 % of forget", "10 % of forget")
 QUICK_HEAD = tuple(Condition(data, "head") for data in (RETAIN_ONLY, *_SHARES))
 STANDARD = (*QUICK_HEAD, Condition("10 % of forget", "new LoRA"))
 STRICT = (
     *STANDARD,
-    *(
-        Condition(data, "new LoRA")
-        for data in (RETAIN_ONLY, *_SHARES[:2], "the classes to learn", "noise")
-    ),
+    *(Condition(data, "new LoRA") for data in (RETAIN_ONLY, *_SHARES[:2], LEARN_SET, "noise")),
     Condition("10 % of forget", "all"),
     Condition("10 % of forget", "same LoRA"),
 )
@@ -100,7 +98,7 @@ def audit(
         case: the models.
         relearn: trains one.
         conditions: what is trained on what.
-        without: what cannot be trained ("same LoRA") -> why.
+        without: what cannot be trained ("same LoRA"), or not on what -> why.
     """
     without = without or {}
     if not case.forgets:
@@ -128,9 +126,10 @@ def audit(
     )
     curves, stopped, values = [], [], dict[str, Any]()
     for condition in conditions:
-        if condition.trains in without:
-            why = not_available(without[condition.trains])
-            table.rows.append([condition.name, why, *[None] * (len(table.columns) - 2)])
+        if because := without.get(condition.trains) or without.get(condition.data):
+            table.rows.append(
+                [condition.name, not_available(because), *[None] * (len(table.columns) - 2)]
+            )
             continue
         # a reference has no rows that a relapse could fill
         asked = names if condition.share else names[:1]

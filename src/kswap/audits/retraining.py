@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from kswap.audits.features import Observed
-from kswap.audits.relearning import Condition, Course, draw_rows
+from kswap.audits.relearning import LEARN_SET, Condition, Course, draw_rows
 from kswap.audits.sampling import subset
 from kswap.audits.subjects import SubjectName
 from kswap.audits.views import Again
@@ -130,7 +130,7 @@ def _images(
             images.class_ids, condition.share, again.num_forget, seed=again.seed, draw=draw
         )
         return in_model_rows(subset(images, np.sort(chosen)), rows)
-    if condition.data == "the classes to learn":
+    if condition.data == LEARN_SET:
         learn = sets.get("learn", {})
         return in_model_rows(learn.get("train") or learn["test"], rows)
     images = sets["retain"]["train"]

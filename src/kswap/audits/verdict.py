@@ -6,7 +6,7 @@ durable (A7, A9). Never "certified": nobody has an (ε, δ) guarantee for these 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kswap.audits.findings import LEVELS, Finding, Level
@@ -35,6 +35,7 @@ def verdict(
     task: str,
     forgets: bool,
     reference: str | None,
+    skip: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return level, the audit that stopped it, and why.
 
@@ -44,6 +45,7 @@ def verdict(
         task: of the model.
         forgets: whether there is anything to forget.
         reference: why no reference can decide anything; None where one can.
+        skip: audits that were left out on request.
     """
     if not forgets:
         return _verdict("not available", None, "the run forgets nothing, so there is no verdict")
@@ -59,22 +61,36 @@ def verdict(
             return _verdict(reached, None, f"the ladder ends here: {reference}", notes)
         unknown = [a for a in asked if a in findings and findings[a].status != "pass"]
         if unknown:
+            # Where A1 has no answer, even "still answers it" is not known.
             return _verdict(
-                reached, unknown[0], f"{unknown[0]}: {findings[unknown[0]].reason}", notes
+                "not available" if name == "suppressed" else reached,
+                unknown[0],
+                f"{unknown[0]}: {findings[unknown[0]].reason}",
+                notes,
             )
         absent = [a for a in asked if a not in findings]
         if absent:
-            higher = max((FIRST_LEVEL[a] for a in absent), key=LEVELS.index)
             later = _later_failure(findings, name)
+            why = _why_absent(absent, level, skip)
             return _verdict(
-                reached,
+                "not available" if name == "suppressed" else reached,
                 None,
-                f"the ladder ends here: {', '.join(absent)} not run at level {level} "
-                f"(--level {higher}){later}",
+                f"the ladder ends here: {why}{later}",
                 notes,
             )
         reached = name
     return _verdict(reached, None, "no audit stopped it; that is evidence, not a proof", notes)
+
+
+def _why_absent(absent: Sequence[str], level: Level, skip: Sequence[str]) -> str:
+    """Return why audits were not run."""
+    said = []
+    if left_out := [a for a in absent if a in skip]:
+        said.append(f"{', '.join(left_out)} left out (--skip)")
+    if others := [a for a in absent if a not in skip]:
+        higher = max((FIRST_LEVEL[a] for a in others), key=LEVELS.index)
+        said.append(f"{', '.join(others)} not run at level {level} (--level {higher})")
+    return ", ".join(said)
 
 
 def _later_failure(findings: Mapping[str, Finding], at: str) -> str:

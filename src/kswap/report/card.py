@@ -114,7 +114,7 @@ answer = pipeline("{pipeline}", model="model")  # this folder's model/
 
 def escape(text: str) -> str:
     """Return `text` so that Markdown and HTML show it as it is, on one line."""
-    text = html.escape(" ".join(text.split()), quote=False)
+    text = html.escape(printable(text), quote=False)
     return re.sub(r"([\\\\`*_{}\[\]()#+!|~])", r"\\\1", text)
 
 

@@ -227,7 +227,8 @@ def ticks(low: float, high: float, wanted: int) -> list[float]:
     step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= raw * 0.999)
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
-    return [round(n * step, 12) for n in range(first, last + 1)]
+    digits = 12 - math.floor(math.log10(step))
+    return [round(n * step, digits) for n in range(first, last + 1)]
 
 
 def boundaries(stages: Sequence[str], places: Sequence[float]) -> list[tuple[float, str]]:

@@ -53,11 +53,20 @@ def draw_report(run_dir: str | Path) -> Path:
                 f"{run_dir}: cannot be written to ({error.strerror}); copy the run to a folder of "
                 "your own"
             ) from None
-        except (KeyError, TypeError, AttributeError, UndefinedError) as error:
-            raise UserError(
-                f"{run_dir / 'results.json'}: lacks what a report shows "
-                f"({type(error).__name__}: {error}); run the same swap again, which writes it anew"
-            ) from error
+        except UserError:
+            raise
+        except (LookupError, TypeError, AttributeError, UndefinedError) as error:
+            raise _unfit(run_dir, "lacks what a report shows", error) from error
+        except (ValueError, ArithmeticError) as error:
+            raise _unfit(run_dir, "holds what a report cannot show", error) from error
+
+
+def _unfit(run_dir: Path, what: str, error: Exception) -> UserError:
+    """Return that the numbers of a run, which were changed, do not make a report."""
+    return UserError(
+        f"{run_dir / 'results.json'}: {what} ({type(error).__name__}: {error}); run the same swap "
+        "again, which writes it anew"
+    )
 
 
 def write_report(run_dir: Path, results: Mapping[str, Any]) -> Path:
