@@ -1,4 +1,4 @@
-"""What a command of kswap takes."""
+"""Commands of benchmarks: what one takes, and that none outlives the benchmark that began it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,13 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+
+from kswap.benching.processes import end
+from kswap.errors import Terminated, UserError
+from kswap.signals import Interrupts
 
 
 @dataclass(frozen=True)
@@ -17,15 +23,46 @@ class Cost:
     clock_s: float
 
 
+def stoppable(main: Callable[[], int]) -> int:
+    """Run a benchmark and return its exit status; SIGTERM ends it as an exception does.
+
+    So whoever waits for children (`processes.in_processes`, `run`, `subprocess.run`) ends them too,
+    where Python by itself would leave them behind.
+    """
+    name = Path(sys.argv[0]).stem
+    try:
+        with Interrupts().installed():
+            return main()
+    except UserError as error:
+        print(f"{name}: error: {error}", file=sys.stderr)
+        return 2
+    except Terminated as stop:
+        print(f"{name}: stopped by SIGTERM; the same command goes on", file=sys.stderr)
+        return int(str(stop.code))
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted; the same command goes on", file=sys.stderr)
+        return 130
+
+
+def run(*words: str, quiet: bool = False) -> int:
+    """Run `kswap` with these words in a process of its own and return its exit status."""
+    child = subprocess.Popen(
+        [sys.executable, "-m", "kswap", *words],
+        stdout=subprocess.DEVNULL if quiet else None,
+        stdin=subprocess.DEVNULL,
+    )
+    try:
+        return child.wait()
+    finally:
+        end(child)
+
+
 def measured(*words: str) -> Cost:
     """Run `kswap` with these words in a process of its own and return what it took."""
     before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run(
-        [sys.executable, "-m", "kswap", *words],
-        check=True,
-        stdout=subprocess.DEVNULL,
-        stdin=subprocess.DEVNULL,
-    )
+    status = run(*words, quiet=True)
+    if status:
+        raise subprocess.CalledProcessError(status, ["kswap", *words])
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return Cost(spent, time.perf_counter() - begin)

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 
+from commands import run, stoppable
 from tables import CACHE, section, write_section
 
 from kswap.benching.references import yardsticks_beside
@@ -29,9 +29,8 @@ def main() -> int:
         to = CACHE / f"demo-classification-{seed}"
         words = ["demo", "classification", "--output", str(to), "--seed", str(seed)]
         words += ["--audit", "none"]
-        done = subprocess.run([sys.executable, "-m", "kswap", *words])
-        if done.returncode:
-            return done.returncode
+        if status := run(*words):
+            return status
         found.append(json.loads((to / "results.json").read_text()))
     folders = [CACHE / f"demo-classification-{seed}" for seed in arguments.seeds]
     yardsticks = yardsticks_beside(folders, CACHE / "demo-references.json")
@@ -40,4 +39,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(stoppable(main))

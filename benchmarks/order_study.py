@@ -16,14 +16,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from commands import stoppable
 from records import Records
 from tables import CACHE, section, write_section
 
 from kswap.benching import table
 from kswap.benching.arms import Arm, make_arms, matched_steps
-from kswap.benching.bench import DEMOS, suite_values
-from kswap.benching.execution import Job, make_jobs, run_jobs
+from kswap.benching.execution import Job, check_runs, make_jobs, run_jobs
 from kswap.benching.processes import in_processes
+from kswap.benching.suites import DEMOS, suite_values
 from kswap.errors import UserError
 from kswap.yaml_text import merge, read_yaml
 
@@ -134,6 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         if not arguments.table:
             missing = records.missing(chosen)
+            check_runs(missing)  # before a record is made of one
             for job in missing:
                 if job.results_path.exists():
                     records.add(job)
@@ -149,4 +151,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(stoppable(main))

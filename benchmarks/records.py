@@ -2,7 +2,7 @@
 
 benchmarks/records/NAME.json has a record for each run: what its tables are made from, and a digest
 of its config. A table can so be made again, and gone on with, on a machine that has no run folders;
-a run whose config has changed since is run again.
+a run whose config has changed since is run again, in a folder without the earlier one.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from commands import measured
+from commands import measured, stoppable
 from tables import shown, write_section
 from torch import nn
 from torch.nn import functional
@@ -230,4 +230,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(stoppable(main))

@@ -29,6 +29,7 @@ from unittest import mock
 import datasets
 import numpy as np
 import torch
+from commands import stoppable
 from tables import write_section
 from transformers import BitImageProcessorPil, Dinov2Config, Dinov2ForImageClassification
 
@@ -153,7 +154,7 @@ def measure(case: str, steps: int) -> str:
 
             train_stage(trainee, stage, streams, after_step=after, **others)
 
-        with mock.patch("kswap.running.train_stage", timed):
+        with mock.patch("kswap.running.stages.train_stage", timed):
             result = swap(config, **given)
         events = [json.loads(line) for line in (to / "events.jsonl").read_text().splitlines()]
         events = [event for event in events if event["stage"] == "2-forget"]
@@ -192,4 +193,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(stoppable(main))

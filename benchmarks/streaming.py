@@ -26,6 +26,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+from commands import stoppable
 from PIL import Image
 
 KINDS = ("tar", "parquet")
@@ -140,7 +141,7 @@ def run_one(base: str, pattern: str, count: int, output: str) -> dict[str, float
             "training": {"device": "cpu", "checkpoint_steps": 500},
         }
     )
-    with mock.patch("kswap.running.train_stage", timed):
+    with mock.patch("kswap.running.stages.train_stage", timed):
         kswap.swap(config)
     ((seconds, of_processor),) = spent
     drawn = BATCH * -(-count // BATCH)
@@ -203,4 +204,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(stoppable(main))

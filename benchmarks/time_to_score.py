@@ -9,16 +9,16 @@ the same learning stage; only the forgetting stage differs. On one side every bl
 PEFT's own, nothing is kept, and each batch takes two forwards and two backwards of half of it; on
 the other `depth: auto` chooses the blocks and what lies below them is kept. Probe and prefix count.
 While a stage trains, the test images are scored now and then with the clock stopped; the time to
-the same scores is the clock's at the first of these looks at which H3 is within half a point of
+the same scores is that at the first of these looks at which H3 is within half a point of
 what the other side has at its end. Classification: CIFAR-10 and the ViT-S of
-scripts/make_benchmark.py; the other two: what `kswap demo` ships.
+scripts/make_benchmark.py; the other two: what `kswap demo` ships. Seconds are the processor's, so
+that what else the machine does falls on neither side (one thread: OMP_NUM_THREADS=1).
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import statistics
 import sys
 import tempfile
@@ -36,7 +36,8 @@ from kswap import SwapConfig, swap
 from kswap.benching.table import measures, spread
 from kswap.demo import demo_values, write_demo
 from kswap.models.fused import fused_adapters
-from kswap.running import Run
+from kswap.running.scoring import scored
+from kswap.running.stages import StageRunner
 from kswap.training.loop import train_stage
 from kswap.yaml_text import merge
 
@@ -68,7 +69,8 @@ class Watch:
     blocks: str = ""
     curve: list[tuple[float, float]] = field(default_factory=list)
     """Seconds in the stage and H3."""
-    step_s: float = 0.0
+    step_s: list[float] = field(default_factory=list)
+    """Of each step of the stage."""
 
     def to_reach(self, h3: float) -> float | None:
         """Return the seconds at the first look that is near `h3`; None: never."""
@@ -79,50 +81,56 @@ def watched(config: SwapConfig, *, fused: bool) -> Watch:
     """Run a swap and watch its forgetting stage."""
     watch = Watch("1-learn")
     begin = [0.0]
-    train_of_run = Run._train
+    train_of_run = StageRunner._train
 
-    def clocked(run: Any, streams: Any, stage: Any, *others: Any) -> Any:
-        begin[0] = time.perf_counter()
+    def clocked(runner: StageRunner, streams: Any, stage: Any, *others: Any) -> Any:
+        state = runner.state
+        begin[0] = time.process_time()
         watch.aside_s = 0.0
 
         def looking(
             trainee: Any, stage: Any, streams: Any, optimiser: Any, *, after_step: Any, **more: Any
         ) -> None:
             every = max(1, streams.num_steps // LOOKS)
+            last = [time.process_time()]
 
             def after(step: int) -> None:
                 after_step(step)
+                paused = time.process_time()
+                watch.step_s.append(paused - last[0])
+                last[0] = paused
                 if step % every and step < streams.num_steps:
                     return
-                paused = time.perf_counter()
-                rows = len(run.data.id2label)
-                record = run._scored("look", trainee.model, rows)
-                found = measures({"stages": [run.position.stages[0], record]}, 1)["h3"]
+                rows = len(state.data.id2label)
+                record = scored(state, "look", trainee.model, rows)
+                found = measures({"stages": [state.position.stages[0], record]}, 1)["h3"]
                 watch.curve.append((paused - begin[0] - watch.aside_s, found or 0.0))
-                watch.aside_s += time.perf_counter() - paused
+                last[0] = time.process_time()
+                watch.aside_s += last[0] - paused
 
             look = after if stage.kind == "forget" else after_step
             train_stage(trainee, stage, streams, optimiser, after_step=look, **more)
 
-        with mock.patch("kswap.running.train_stage", looking):
-            done = train_of_run(run, streams, stage, *others)
+        with mock.patch("kswap.running.stages.train_stage", looking):
+            done = train_of_run(runner, streams, stage, *others)
         if stage.kind == "forget":
-            watch.stage_s = time.perf_counter() - begin[0] - watch.aside_s
-            total = len(run.blocks)
-            watch.blocks = f"{total - run.position.num_frozen} of {total}"
+            watch.stage_s = time.process_time() - begin[0] - watch.aside_s
+            total = len(state.blocks)
+            watch.blocks = f"{total - state.position.num_frozen} of {total}"
         return done
 
     own: Callable[..., Any] = fused_adapters if fused else contextlib.nullcontext
     with (
-        mock.patch.object(Run, "_train", clocked),
-        mock.patch("kswap.running.fused_adapters", own),
+        mock.patch.object(StageRunner, "_train", clocked),
+        mock.patch("kswap.running.stages.fused_adapters", own),
     ):
         swap(config)
-    lines = (Path(config.output) / "events.jsonl").read_text(encoding="utf-8").splitlines()
-    events = [json.loads(line) for line in lines]
-    seconds = [event["seconds"] for event in events if event["stage"] == "2-forget"]
-    watch.step_s = statistics.median(seconds)
     return watch
+
+
+def median_step(watch: Watch) -> float:
+    """Return the seconds of a step."""
+    return statistics.median(watch.step_s)
 
 
 def values_of(task: str, demo: Path) -> Mapping[str, Any]:
@@ -160,11 +168,13 @@ def main() -> int:
             to_aim += f" (reached by {len(times)} of {len(reached)})"
         rows.append(
             f"| {name} | {', '.join(sorted({watch.blocks for watch in watches}))} "
-            f"| {statistics.median(watch.step_s for watch in watches):.3f} "
+            f"| {statistics.median(median_step(watch) for watch in watches):.3f} "
             f"| {shown(spread([watch.stage_s for watch in watches]))} "
             f"| {shown(spread([watch.curve[-1][1] for watch in watches]), 100)} | {to_aim} |"
         )
-    a_step = statistics.median(a.step_s / b.step_s for a, b in zip(slow, fast, strict=True))
+    a_step = statistics.median(
+        median_step(a) / median_step(b) for a, b in zip(slow, fast, strict=True)
+    )
     stage = statistics.median(a.stage_s / b.stage_s for a, b in zip(slow, fast, strict=True))
     both = [(a.to_reach(aim), b.to_reach(aim)) for a, b, aim in zip(slow, fast, aims, strict=True)]
     same = [a / b for a, b in both if a is not None and b is not None]

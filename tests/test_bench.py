@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
+import os
 
 import pytest
 import yaml
 from conftest import NEW, OLD, tiny_processor, tiny_vit
 
 from kswap.benching.arms import Arm, make_arms, matched_steps
+from kswap.benching.execution import check_runs, make_jobs
+from kswap.benching.processes import threads_each
+from kswap.benching.suites import suite_values
 from kswap.benching.table import (
     Spread,
     Yardstick,
@@ -22,8 +27,11 @@ from kswap.benching.table import (
     spread,
 )
 from kswap.cli import main
-from kswap.errors import UserError
+from kswap.config import SwapConfig, resolve
+from kswap.errors import Terminated, UserError
 from kswap.plan import plan
+from kswap.run_folder import RunFolder, write_config
+from kswap.settings import ROLES
 
 
 def run_of(*stages, seconds=1.0, seed=0):
@@ -202,9 +210,107 @@ def test_bench_runs_what_is_missing_and_writes_one_table(values, tmp_path, capsy
 
     finished = (output / "runs/default-J-0/results.json").stat().st_mtime_ns
     (output / "runs/default-J-1/results.json").unlink()
+    before = (output / "bench.md").stat().st_mtime_ns
+    assert main([*words, "--stages.joint.max_steps", "9"]) == 2  # of another config: refused
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert f"--output: {output}/runs/default-J-0 holds a run with another config" in line
+    assert "stages.joint.max_steps was 6, now 9; name another folder, or restore" in line
+    assert not (output / "runs/default-J-1/results.json").exists()
+    assert (output / "bench.md").stat().st_mtime_ns == before
     assert main(words) == 0
     assert capsys.readouterr().err.count("done") == 1
     assert (output / "runs/default-J-0/results.json").stat().st_mtime_ns == finished
+
+    (output / "runs/default-J-0/config.yaml").unlink()
+    assert main(words) == 2
+    assert "a run whose config.yaml is gone" in capsys.readouterr().err
+
+
+def test_relative_paths_are_those_of_the_run(values, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    values["model"] = os.path.relpath(values["model"])
+    (job,) = make_jobs(lambda arm: values, [Arm("default", "J")], [0], tmp_path / "runs")
+    job.config.output.mkdir(parents=True)
+    kept = resolve(job.config.for_task("classification"))
+    write_config(RunFolder(job.config.output), kept, {})
+    check_runs([job])
+    changed = {**values, "training": {**values["training"], "views": 3}}
+    (job,) = make_jobs(lambda arm: changed, [Arm("default", "J")], [0], tmp_path / "runs")
+    with pytest.raises(UserError, match=r"training\.views was 2, now 3"):
+        check_runs([job])
+
+
+@pytest.mark.parametrize("environment", [{}, {"environment": {"kswap": "0.1.0"}}])
+def test_a_resolved_config_is_compared_with_no_other_preset(environment, values, tmp_path, capsys):
+    config = SwapConfig.from_mapping(values).for_task("classification")
+    path, output = tmp_path / "config.yaml", tmp_path / "bench"
+    path.write_text(yaml.safe_dump({**config.to_mapping(), **environment}))
+    words = ["bench", str(path), "--output", str(output), "--presets", "default", "paper"]
+    assert main(words) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "this is a run's resolved config, in which preset 'default' is written out" in line
+    assert "give the YAML that the run was started from, or --presets default" in line
+    assert not output.exists()
+    arm = Arm("default", "LF")
+    made = arm.config(suite_values(path, output, {})(arm), seed=0, output=values["output"])
+    assert made == config
+
+
+def finish(job):
+    """Leave what a run leaves for the table."""
+    stages = [{"name": name, "scores": dict.fromkeys(ROLES, 0.5)} for name in ("base", "1-joint")]
+    results = {"seed": job.seed, "stages": stages, "seconds": {"total": 1.0}}
+    results["classes"] = {role: [] for role in ROLES}
+    write_config(RunFolder(job.config.output), resolve(job.config.for_task("classification")), {})
+    job.results_path.write_text(json.dumps(results))
+
+
+@pytest.mark.parametrize("stopped_in", ["the second run", "the audits"])
+def test_a_stopped_bench_leaves_the_table_of_what_is_finished(
+    stopped_in, values, tmp_path, monkeypatch
+):
+    path, output = tmp_path / "swap.yaml", tmp_path / "bench"
+    path.write_text(yaml.safe_dump(values))
+    runs = {}
+
+    def make(*given):
+        made = make_jobs(*given)
+        runs.update({job.name: job for job in made})
+        return made
+
+    def run_all(commands, on_end):
+        for number, command in enumerate(commands):
+            if command.words[0] == "audit":
+                assert (output / "bench.md").is_file()
+                raise Terminated
+            if number == 1 and stopped_in == "the second run":
+                raise Terminated
+            runs[command.name].config.output.mkdir(parents=True)
+            finish(runs[command.name])
+        return []
+
+    module = importlib.import_module("kswap.benching.bench")
+    monkeypatch.setattr(module, "make_jobs", make)
+    monkeypatch.setattr(module, "in_processes", lambda num_jobs: run_all)
+    words = {"presets": ["default"], "orders": ["J"], "seeds": [0, 1], "audit": "quick"}
+    with pytest.raises(Terminated):
+        module.bench(path, output, **words)
+    table = json.loads((output / "bench.json").read_text())
+    assert table[-1]["seeds"] == (1 if stopped_in == "the second run" else 2)
+    assert table[-1]["retain"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("said", "num_jobs", "threads"),
+    [(None, 1, 6), (None, 4, 1), ("2", 1, 2), ("2", 4, 1), ("99", 2, 3), ("4,2", 1, 4),
+     ("0", 1, 6), ("many", 1, 6), ("", 9, 1)],
+)  # fmt: skip
+def test_threads_are_a_share_or_fewer_where_the_user_says_so(said, num_jobs, threads, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if said is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
+    assert threads_each(num_jobs) == threads
 
 
 @pytest.fixture

@@ -43,6 +43,12 @@ def test_ticks_are_round(low, high, expected):
     assert ticks(low, high, 4) == expected
 
 
+@pytest.mark.parametrize("size", [7e-14, 1e-300, 3e12])
+def test_very_small_and_large_values_are_drawn(size):
+    assert len(set(ticks(0.0, size, 4))) > 2
+    assert "nan" not in line_chart("t", [1, 2, 3], {"own": [0.0, size / 3, size]}).svg
+
+
 @pytest.mark.parametrize("values", [[], [None], [0.0], [5.0, 5.0], [-3.0, -2.0], [1e-9, 1e12]])
 def test_any_values_can_be_drawn(values):
     chart = line_chart("t", list(range(len(values))), {"a": values})

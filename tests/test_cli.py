@@ -217,6 +217,10 @@ def every_class_forgotten(v, tmp):
     v["retain"] = None
 
 
+def class_like_no_other(v, tmp):
+    v["forget"]["classes"] = ["unicorn"]
+
+
 def name_with_a_line_break(v, tmp):
     v["learn"]["rename"] = {"yellow": "yel\nlow"}
 
@@ -256,6 +260,7 @@ BAD = [
     (wrong_architectures, "architectures in config.json"),
     (wrong_forgotten, "kswap.forgotten in config.json"),
     (every_class_forgotten, "these are all 4 classes"),
+    (class_like_no_other, "name one of its classes: 'red', 'green', 'blue', 'cyan'"),
     (name_with_a_line_break, "'yel\\nlow'"),
     (empty_name, "cannot be the name of a class"),
     (folder_that_is_not_utf8, "'\\udcff'"),
@@ -305,6 +310,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(values, tmp_path, capsys, spoi
     [
         (["--order", "LXF"], "LXF"),
         (["--order="], "order: ''"),
+        (["--stages.learn.depth", "ALL"], "a depth is all, auto or last-K, such as last-4"),
         (["--adapter.rank", "0"], "adapter.rank: 0"),
         (["--retain.fraction", "2"], "retain.fraction: 2"),
         (["--retain.fraction", "0"], "retain.fraction: 0"),
@@ -413,6 +419,27 @@ def test_onnx_gives_the_runs_logits_and_dropped_rows_are_gone(values, tmp_path, 
         assert torch.allclose(logits, expected[:, list(rows)], atol=1e-4)
 
 
+@pytest.mark.parametrize("preset", ["default", "retain-free"])
+def test_the_keys_to_set_where_every_class_is_forgotten_are_named(preset, values, tmp_path, capsys):
+    every_class_forgotten(values, tmp_path)
+    values["preset"] = preset
+    said = refused(run(values, tmp_path), capsys)
+    fix = said.split("leave a class, or give ")[1].split()
+    assert "--stages.forget.terms.forget.objective" in fix
+    assert ("--stages.forget.terms.learn.objective" in fix) == (preset == "retain-free")
+    assert main(run(values, tmp_path, *fix)) == 0
+
+
+def test_marks_that_turn_text_round_are_shown_as_escapes(values, tmp_path, capsys):
+    values["learn"]["rename"] = {"yellow": "yel\u202elow\u2066"}
+    assert main(run(values, tmp_path)) == 0
+    said = capsys.readouterr()
+    card = (tmp_path / "run/README.md").read_text()
+    assert "yel\\u202elow\\u2066" in said.out
+    assert "yel\\\\u202elow\\\\u2066" in card  # Markdown shows one backslash
+    assert not {"\u202e", "\u2066"} & set(said.out + said.err + card)
+
+
 def test_a_run_that_fails_in_training_is_one_line(values, tmp_path, capsys):
     words = ["--stages.learn.optimiser.lr", "1e-40"]
     assert "never moved" in refused(run(values, tmp_path, *words), capsys)
@@ -430,6 +457,10 @@ def test_what_a_finished_run_is_used_for(values, tmp_path, capsys, new_images):
         assert "%" in capsys.readouterr().out
     said = refused(["export", str(folder), "--to", "/dev/null/x"], capsys)
     assert "--to: /dev/null/x cannot be written to" in said
+    said = refused(["export", str(folder), "--to", str(folder / "model/x")], capsys)
+    assert "is within the run" in said
+    assert not (folder / "model/x").exists()
+    assert "is a folder; name image files" in refused(["predict", str(to), str(to)], capsys)
     (to / "preprocessor_config.json").write_text("{}")
     assert "its image processor makes" in refused(["predict", str(to), image], capsys)
 

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from kswap.config import resolve
+from kswap.run_folder import RunFolder, write_config
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -87,6 +90,20 @@ def test_a_tiny_study_goes_on_and_writes_its_section(study, tiny, page, tmp_path
         assert sum("total_step" in json.loads(line) for line in events.splitlines()) == total
     assert study.main([*words, "--table"]) == 0
     assert page.read_text().count("default-J") == text.count("default-J")
+
+
+def test_no_record_is_made_of_a_run_of_another_config(study, tiny, tmp_path, capsys):
+    folder = tmp_path / "study"
+    chosen = study.read_study(tiny)
+    (job, *_) = study.study_jobs({**chosen, "steps": {"learn": 9, "forget": 9}}, folder, [0])
+    job.config.output.mkdir(parents=True)
+    kept = resolve(job.config.for_task("classification"))
+    write_config(RunFolder(job.config.output), kept, {})
+    job.results_path.write_text("{}")
+    assert study.main(["--study", str(tiny), "--output", str(folder)]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "holds a run with another config: stages." in line
+    assert not (tmp_path / "records").exists()
 
 
 @pytest.mark.parametrize(

@@ -219,6 +219,75 @@ def test_results_that_lack_a_part_are_one_line(tmp_path, capsys):
     assert "is not a run folder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (("stages", -1, "scores", "learn"), "0.5", "the score of learn is '0.5', not a finite"),
+        (("stages", 0, "scores", "retain"), float("nan"), "the score of retain is nan"),
+        (("stages", 0, "scores", "retain"), True, "the score of retain is True"),
+        (("stages", 1, "per_class", "ship"), float("inf"), "the score of class 'ship' is inf"),
+        (("seconds", "total"), "81", "seconds of total is '81'"),
+        (("score_name",), "foo", "score_name 'foo' is none of top1, miou, map"),
+        (("task",), "poetry", "task 'poetry' is none of classification, segmentation, detection"),
+        (("task",), ["x"], "task ['x'] is none of"),
+        (("seconds",), [1], "results.json: cannot be read"),
+    ],
+)
+def test_numbers_that_were_changed_by_hand_are_refused(tmp_path, capsys, path, value, said):
+    write_run(tmp_path, "classification")
+    results = here = json.loads((tmp_path / "results.json").read_text())
+    for key in path[:-1]:
+        here = here[key]
+    here[path[-1]] = value
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    assert main(["report", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert said in line
+    assert not (tmp_path / "README.md").exists()
+
+
+@pytest.mark.parametrize("error", [ValueError("odd"), IndexError("odd"), ZeroDivisionError("odd")])
+def test_whatever_content_cannot_be_drawn_is_one_line(tmp_path, capsys, monkeypatch, error):
+    def fail(*args):
+        raise error
+
+    write_run(tmp_path, "classification")
+    monkeypatch.setattr("kswap.report.page.write_report", fail)
+    assert main(["report", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert f"{type(error).__name__}: odd); run the same swap again" in line
+
+
+def test_the_known_scores_and_tasks_are_those_of_the_package():
+    from kswap.report import card
+    from kswap.run_folder import SCORE_NAMES
+    from kswap.settings import TASKS
+    from kswap.tasks import find
+
+    assert tuple(find(task).score_name for task in TASKS) == SCORE_NAMES == tuple(card._SCORES)
+
+
+@pytest.mark.parametrize("command", ["report", "evaluate"])
+def test_a_file_is_no_run_folder(tmp_path, capsys, command):
+    (tmp_path / "results.json").write_text("{}")
+    assert main([command, str(tmp_path / "results.json")]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "results.json: is a file; name a run folder" in line
+    assert "delete" not in line
+
+
+def test_audits_on_a_terminal_turn_nothing_round(tmp_path, capsys):
+    from kswap.report.audit_tables import show_audit
+
+    write_run(tmp_path, "classification")
+    answer = json.loads((tmp_path / "results.json").read_text())["audit"]
+    answer["warnings"] = ["class \u202e[b]x\x1b"]
+    show_audit(answer)
+    said = capsys.readouterr().out
+    assert "class \\u202e[b]x\\x1b" in said
+    assert not {"\u202e", "\x1b"} & set(said)
+
+
 # -------------------------------------------------------------------------------------- model card
 def test_the_card_is_one_of_the_hub(drawn):
     text = (drawn.parent / "README.md").read_text()

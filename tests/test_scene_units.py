@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from scene_examples import FORGET, LEARN, RETAIN, TERMS, examples, view_of
 
 from kswap.config import SwapConfig
 from kswap.data.sets import IGNORE, OPEN
+from kswap.models.head import find_heads, head_linear
 from kswap.objectives import Units
 from kswap.plan import plan
 from kswap.settings import ROLES, TermConfig
@@ -43,6 +45,13 @@ def teach(task: Any, model: Any, given: Examples) -> dict[str, torch.Tensor]:
     return {**taught, "logits": torch.cat(kept, -1)}
 
 
+def one_of(given: Examples, row: int) -> Examples:
+    """One image of a batch."""
+    kept = slice(row, row + 1)
+    names = ("pixels", "class_ids", "roles", "complete", "masks", "boxes", "box_ids", "crowd")
+    return replace(given, **{name: getattr(given, name)[kept] for name in names})
+
+
 def total(values: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.stack(list(values.values())).sum().detach()
 
@@ -64,6 +73,26 @@ def test_terms_of_weight_one_add_up_to_the_librarys_loss_of_a_detector(family):
     assert set(values) == set(ROLES)
     expected = decompose(model, given.inputs(), labels).total().detach()
     assert total(values) == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("family", SEGMENTERS)
+def test_features_of_classes_are_of_this_batch_and_this_image(family):
+    """Also where a head reads all layers of a decoder at once, more of them than images."""
+    model, given = SEGMENTERS[family]().eval(), examples()
+    heads = find_heads(model)
+    with torch.no_grad():
+        _, found = Segmentation().features(model, given, heads)
+        alone = Segmentation().features(model, one_of(given, 1), heads)[1]
+    assert found
+    for name, (rows, class_ids) in found.items():
+        assert rows.shape == (len(class_ids), head_linear(model, name).weight.shape[1])
+        whole, (num_classes, odd) = class_ids[: len(given)], divmod(len(class_ids), len(given))
+        assert whole.tolist() == [-1] * len(given)
+        assert not odd, "both images show the same classes"
+        if family in MASKS:  # a coarse map of features may have no place of a class
+            assert class_ids[len(given) :].tolist() == [0, 3, 4] * len(given)
+        last = rows[1 - num_classes :] if num_classes > 1 else rows[:0]
+        assert torch.allclose(torch.cat([rows[1:2], last]), alone[name][0], atol=1e-4)
 
 
 @pytest.mark.parametrize("family", SEGMENTERS)

@@ -15,10 +15,9 @@ from conftest import NEW, OLD, tiny_processor, tiny_vit
 from safetensors.torch import load_file
 
 import kswap
-from kswap.config import SwapConfig
+from kswap.config import SwapConfig, resolve
 from kswap.errors import UserError
 from kswap.plan import plan
-from kswap.swapping import _resolve
 from kswap.training.checkpoint import fingerprint_of
 
 PLAIN = """
@@ -248,7 +247,7 @@ def test_paths_of_splits_become_absolute_and_a_split_without_one_has_none(
 ):
     monkeypatch.chdir(old_images.parent)
     values["retain"] = {"data": {"train": old_images.name, "test": old_images.name}}
-    data = _resolve(SwapConfig.from_mapping(values)).retain.data
+    data = resolve(SwapConfig.from_mapping(values)).retain.data
     assert data.train == data.test == str(old_images)
     assert data.validation is None
 

@@ -172,6 +172,13 @@ def _dispatch(words: list[str]) -> int:
         action="store_true",
         help="fine-tune the backbone that --reference names on retain and learn first (R2)",
     )
+    audit.add_argument(
+        "--skip",
+        nargs="+",
+        metavar="ID",
+        default=[],
+        help="audits to leave out, such as A7, the longest; the verdict says so",
+    )
     audit.add_argument("--seed", type=int, default=0, help="of all that is drawn (default 0)")
     report = command("report", "draw report.html, figures/ and README.md of a run again")
     report.add_argument("run", type=Path, help="folder of a finished run; needs no model or data")
@@ -382,7 +389,7 @@ def _audit(arguments: argparse.Namespace, overrides: list[str]) -> None:
     runs, references = arguments.run, arguments.reference
     given = {
         name: getattr(arguments, name)
-        for name in ("level", "reference_level", "train_reference", "seed")
+        for name in ("level", "reference_level", "train_reference", "skip", "seed")
     }
     if len(runs) == 1 and len(references) < 2:
         answers = [audit(runs[0], reference=(references or [None])[0], on_note=_note, **given)]

@@ -15,6 +15,11 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 """Control characters, and what Python makes of bytes in file names that are not UTF-8."""
 
 
+_DIRECTIONS = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
+_MISLEADING = re.compile(f"{_UNPRINTABLE.pattern[:-1]}{_DIRECTIONS}]")
+"""These, and marks that would turn round what is written behind them; names may have such marks."""
+
+
 def is_printable(text: str) -> bool:
     """Whether `text` is one line without control characters, and can be written as UTF-8."""
     return not _UNPRINTABLE.search(text)
@@ -23,7 +28,7 @@ def is_printable(text: str) -> bool:
 def printable(text: str) -> str:
     """Return `text` on one line, what a terminal would act on or cannot show as an escape."""
     line = " ".join(text.split())
-    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), line)
+    return _MISLEADING.sub(lambda found: found[0].encode("unicode_escape").decode(), line)
 
 
 class UserError(ValueError):
@@ -45,8 +50,11 @@ class Terminated(SystemExit):
         super().__init__(143)
 
 
+NONE_IS_CLOSE = "none is close"
+
+
 def closest(name: str, known: Iterable[str], *, limit: int = 3) -> str:
     """Return the known names nearest to `name`, quoted and joined, to end an error message."""
     by_lower = {candidate.lower(): candidate for candidate in known}
     near = difflib.get_close_matches(name.lower(), by_lower, n=limit, cutoff=0.4)
-    return ", ".join(repr(by_lower[key]) for key in near) or "none is close"
+    return ", ".join(repr(by_lower[key]) for key in near) or NONE_IS_CLOSE

@@ -32,9 +32,12 @@ def export(
         UserError: the run is not finished, the folder exists, or nothing would be left of the head.
     """
     try:
+        inside = run_dir.resolve() in (to_dir.resolve(), *to_dir.resolve().parents)
         occupied = to_dir.exists() and (not to_dir.is_dir() or any(to_dir.iterdir()))
     except (OSError, ValueError) as error:  # a name too long, a folder that may not be read
         raise _not_writable(to_dir, error) from None
+    if inside:
+        raise UserError(f"--to: {to_dir} is within the run {run_dir}; name a folder outside of it")
     if occupied:
         raise UserError(f"--to: {to_dir} exists already; name a new or empty folder")
     model, processor = load(run_dir)

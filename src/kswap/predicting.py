@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,36 +46,58 @@ def predict_images(
         UserError: not a run or model folder, a file that is not an image, or `to` cannot be
             written to.
     """
-    for path in images:  # a wrong name is found before anything is answered
-        try:
-            found = path.is_file()
-        except OSError as error:  # a name too long
-            raise UserError(f"{path}: is no file ({error.strerror}); name image files") from None
-        if not found:
-            raise UserError(f"{path}: there is no such file; name image files")
+    for path in images:
+        _check_is_file(path)
+    for path in images:  # a file that is no image is found before anything is answered
+        read_image(path)
     model, processor = load(run_dir)
     answers = {
         "classification": _classes,
         "segmentation": _shares,
         "detection": _objects,
     }[task_of(model)]
-    targets = [None] * len(images) if to is None else _targets(images, to)
-    for path, target in zip(images, targets, strict=True):
-        image = read_image(path)
-        inputs = processor(image, return_tensors="pt")
-        check_fits(model, inputs["pixel_values"], str(run_dir))
-        listed, marks = answers(model, processor, inputs, image)
-        if target is not None:
-            _draw(image, marks, model, target, top=top)
-        yield path, listed[:top]
+    with contextlib.nullcontext() if to is None else _folder(to):
+        targets = [None] * len(images) if to is None else _targets(images, to)
+        for path, target in zip(images, targets, strict=True):
+            image = read_image(path)
+            inputs = processor(image, return_tensors="pt")
+            check_fits(model, inputs["pixel_values"], str(run_dir))
+            listed, marks = answers(model, processor, inputs, image)
+            if target is not None:
+                _draw(image, marks, model, target, top=top)
+            yield path, listed[:top]
+
+
+def _check_is_file(path: Path) -> None:
+    try:
+        found = path.is_file()
+    except OSError as error:  # a name too long
+        raise UserError(f"{path}: is no file ({error.strerror}); name image files") from None
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name image files, such as {path}/*.jpg")
+    if not found:
+        raise UserError(f"{path}: there is no such file; name image files")
+
+
+@contextlib.contextmanager
+def _folder(to: Path) -> Iterator[None]:
+    """Make a folder with its parents; remove again what was made and is empty in the end."""
+    made: list[Path] = []
+    try:
+        try:
+            made += [folder for folder in (to, *to.parents) if not folder.exists()]
+            to.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--to: {to} is no folder to write to ({error.strerror})") from None
+        yield
+    finally:
+        for folder in made:
+            with contextlib.suppress(OSError):  # it is not empty
+                folder.rmdir()
 
 
 def _targets(images: Sequence[Path], to: Path) -> list[Path]:
     """Return a file to write for each image, none twice and none of the images themselves."""
-    try:
-        to.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--to: {to} is no folder to write to ({error.strerror})") from None
     taken = {path.resolve() for path in images}
     targets = []
     for path in images:

@@ -13,6 +13,7 @@ from kswap.models.adapter import (
     adapter_tensors,
     attach,
     check_moved,
+    negate,
     snapshot,
 )
 from kswap.models.head import extend_head, find_heads, head_linear
@@ -30,13 +31,13 @@ def adapted(built, family, **options):
     return attach(model, blocks, CONFIG, head_names=heads, seed=0, **options), blocks
 
 
-def train(peft_model, steps=2, lr=1e-2):
+def train(peft_model, steps=2, lr=1e-2, classes=(5, 6, 0, 1)):
     trained = [p for p in peft_model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=lr, weight_decay=0)
     for _ in range(steps):
         optimiser.zero_grad()
         logits = peft_model(**tiny_inputs(peft_model.get_base_model())).logits
-        nn.functional.cross_entropy(logits, torch.tensor([5, 6, 0, 1])).backward()
+        nn.functional.cross_entropy(logits, torch.tensor(classes)).backward()
         optimiser.step()
 
 
@@ -44,6 +45,7 @@ def train(peft_model, steps=2, lr=1e-2):
 def test_starts_as_the_base_bit_for_bit_and_groups_partition_it(family, built):
     base, _ = built(family)
     extend_head(base, NEW, init="random", seed=0)
+    base.requires_grad_(False)  # as under the adapter: torch.matmul folds by it, and rounds by that
     peft_model, blocks = adapted(built, family)
     inputs = tiny_inputs(base)
     with torch.no_grad():
@@ -54,6 +56,21 @@ def test_starts_as_the_base_bit_for_bit_and_groups_partition_it(family, built):
     assert len(ids) == len(set(ids)) == len(adapter_tensors(peft_model))
     for block in blocks:
         assert len(groups[block.name]) == 2 * len(block.linears)
+
+
+@pytest.mark.parametrize("rank", [2, 64])
+def test_negating_is_exact_also_where_a_layer_is_narrower_than_the_rank(built, rank):
+    base, blocks = built("vit")
+    config = AdapterConfig(rank=rank, scale=0.5)
+    model = attach(base, blocks, config, head_names=find_heads(base), seed=0)
+    layers = [one for one in model.modules() if isinstance(one, LoraLayer)]
+    before = snapshot(model)
+    train(model, classes=(0, 1, 2, 3))
+    learnt = [layer.get_delta_weight("default").clone() for layer in layers]
+    negate(model, before, 1.5)
+    for layer, was in zip(layers, learnt, strict=True):
+        assert was.any()
+        assert torch.allclose(layer.get_delta_weight("default"), -1.5 * was, atol=1e-6)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

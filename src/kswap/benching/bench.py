@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from kswap.audits.findings import LEVELS, Level
 from kswap.audits.subjects import ReferenceLevel
 from kswap.benching import references as referring
 from kswap.benching import table
-from kswap.benching.arms import Arm, make_arms, matched_steps
+from kswap.benching.arms import make_arms, matched_steps
 from kswap.benching.audits import audit_arms
-from kswap.benching.execution import Job, RunAll, finished, make_jobs, run_jobs
+from kswap.benching.execution import Job, RunAll, check_runs, finished, make_jobs, run_jobs
 from kswap.benching.processes import in_processes
 from kswap.benching.ray_cluster import check_ray, on_ray
-from kswap.demo import demo_values, write_demo
+from kswap.benching.suites import suite_values
 from kswap.errors import UserError
 from kswap.files import disk_errors, write_bytes
 from kswap.models.loading import find_task
 from kswap.plan import plan
-from kswap.yaml_text import merge, parse_overrides, read_yaml
+from kswap.yaml_text import merge, parse_overrides
 
-DEMOS = ("classification", "segmentation", "detection")
 Backend = Literal["processes", "ray"]
 
 
@@ -100,20 +101,22 @@ def bench(
     referring.check_sources(named, task, train=train_references)
     for job in made:
         plan(job.config.for_task(task))  # a mistake shows before anything is run
+    check_runs(made)
 
     def ended(job: Job, problem: str) -> None:
         on_end(job.name, problem)
 
-    with disk_errors(f"--output {output}"):
+    tables = _Tables(made, output, timed)
+    with disk_errors(f"--output {output}"), tables.kept():
         failures = run_jobs(made, output / "configs", run_all=run_all, on_end=ended)
         runs = referring.runs_by_seed([job.config.output for job in made])
-        yardsticks: dict[int, table.Yardstick] = {}
-        why = table.NO_REFERENCE
         try:
             sources = reference_sources(runs, named, output, train=train_references, on_end=on_end)
             level: ReferenceLevel = reference_level or "R2"
-            yardsticks = referring.measure(runs, sources, level, output / "references.json")
+            tables.yardsticks = referring.measure(runs, sources, level, output / "references.json")
+            tables.why = table.NO_REFERENCE
             if audit is not None:
+                tables.write()  # audits may take hours
                 failures += audit_arms(
                     made,
                     sources,
@@ -124,9 +127,36 @@ def bench(
                     on_end=on_end,
                 )
         except UserError as error:
-            why = f"the reference cannot be used ({error})"
+            tables.why = f"the reference cannot be used ({error})"
             failures.append(str(error))
-        return write_tables(made, output, yardsticks, timed=timed, why=why), failures
+        return tables.write(), failures
+
+
+@dataclass
+class _Tables:
+    """The table files of a bench, written as far as it has come."""
+
+    jobs: Sequence[Job]
+    output: Path
+    timed: bool
+    yardsticks: Mapping[int, table.Yardstick] = field(default_factory=dict)
+    why: str = "the bench was stopped before references were measured"
+    """There is no yardstick."""
+
+    def write(self) -> str:
+        """Write them from the finished runs; return the one in Markdown."""
+        return write_tables(self.jobs, self.output, self.yardsticks, timed=self.timed, why=self.why)
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Write them also where the block is left early, by SIGTERM, Ctrl-C or an error."""
+        try:
+            yield
+        except BaseException:
+            if any(job.results_path.exists() for job in self.jobs):
+                with contextlib.suppress(UserError, OSError):  # what ended the block is told
+                    self.write()
+            raise
 
 
 def _runner(backend: str, jobs: int | None, ray_address: str | None) -> RunAll:
@@ -192,36 +222,3 @@ def write_tables(
     write_bytes(output / "bench.csv", table.as_csv(made).encode())
     write_bytes(output / "bench.json", json.dumps(table.plain(made), indent=2).encode())
     return text
-
-
-def suite_values(
-    suite: str | Path, output: Path, over: Mapping[str, Any]
-) -> Callable[[Arm], Mapping[str, Any]]:
-    """Return arm -> what its runs share; write the model and pictures of a demo.
-
-    Args:
-        suite: name of a demo, or a YAML config.
-        output: folder of the bench.
-        over: what the user gave besides.
-
-    Raises:
-        UserError: the config cannot be read, or a value is what a bench varies.
-    """
-    for key in ("preset", "order", "seed", "output"):
-        if key in over:
-            raise UserError(f"--{key}: is what a bench varies; use --{key}s (or --output DIR)")
-    if str(suite) in DEMOS:
-        task = str(suite)
-        try:
-            output.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"--output: {output} cannot be written to ({error.strerror}); name another folder"
-            ) from None
-        write_demo(task, output / "demo")
-        return lambda arm: merge(demo_values(task, output / "demo", arm.preset), over)
-    values = read_yaml(suite)
-    for key in ("environment", "preset", "order", "seed", "output"):
-        values.pop(key, None)
-    merged = merge(values, over)
-    return lambda arm: merged

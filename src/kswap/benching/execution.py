@@ -14,10 +14,12 @@ from typing import Any
 import yaml
 
 from kswap.benching.arms import Arm
-from kswap.config import SwapConfig
+from kswap.config import SwapConfig, resolve
 from kswap.errors import UserError
 from kswap.files import write_bytes
-from kswap.run_folder import read_results
+from kswap.run_folder import RunFolder, check_config, read_results
+from kswap.settings import TASKS
+from kswap.yaml_text import read_yaml
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,31 @@ def finished(jobs: Sequence[Job]) -> dict[str, list[Mapping[str, Any]]]:
     return found
 
 
+def check_runs(jobs: Sequence[Job]) -> None:
+    """Refuse run folders of other configs than those asked for, as `kswap run` does.
+
+    Raises:
+        UserError: one holds a run of another config; the field and both values are named.
+    """
+    for job in jobs:
+        folder = RunFolder(job.config.output)
+        if not (folder.config.exists() or folder.results.exists()):
+            continue
+        try:
+            check_config(folder, resolve(_with_task(job.config, folder.config)))
+        except UserError as error:
+            raise UserError(f"--output: {str(error).removeprefix('output: ')}") from None
+
+
+def _with_task(config: SwapConfig, path: Path) -> SwapConfig:
+    """Return the config for the task that a run found its model to do."""
+    try:
+        task = read_yaml(path).get("task")
+    except UserError:  # said by whoever compares
+        return config
+    return config.for_task(task) if config.task == "auto" and task in TASKS else config
+
+
 def run_jobs(
     jobs: Sequence[Job],
     configs_dir: Path,
@@ -115,8 +142,10 @@ def run_jobs(
         on_end: called with each job that ran, and what went wrong ("" for nothing).
 
     Raises:
-        UserError: a config cannot be written.
+        UserError: a folder holds a run of another config, or a config cannot be written; nothing
+            was run.
     """
+    check_runs(jobs)
     waiting = {job.name: job for job in jobs if not job.results_path.exists()}
     try:
         configs_dir.mkdir(parents=True, exist_ok=True)

@@ -14,12 +14,14 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from kswap.benching.execution import Command, OnEnd, RunAll
 
 GRACE_S = 60.0
 """A child that has not ended so long after SIGTERM is killed, as it is at once when a second signal
 comes meanwhile. Runs go on from their last checkpoint then."""
+KSWAP = ("-m", "kswap")
 
 
 class Children:
@@ -30,17 +32,18 @@ class Children:
         self._running: set[subprocess.Popen[str]] = set()
         self.stopped = False
 
-    def call(self, words: Sequence[str], threads: int) -> str:
+    def call(self, words: Sequence[str], threads: int, *, program: Sequence[str] = KSWAP) -> str:
         """Run `kswap` with these words; return its last line of complaint, if it failed.
 
         Args:
             words: what follows `kswap`.
             threads: of its own.
+            program: what Python runs in the place of `kswap`, such as a script.
         """
         with self._lock:
             if self.stopped:
                 return "was not begun"
-            child = started(words, threads)
+            child = started(words, threads, program=program)
             self._running.add(child)
         try:
             _, said = child.communicate()
@@ -91,12 +94,29 @@ def in_processes(num_jobs: int) -> RunAll:
 
 
 def threads_each(num_jobs: int) -> int:
-    """Return how many threads each of so many processes gets."""
-    return max(1, (os.cpu_count() or 1) // num_jobs)
+    """Return how many threads each of so many processes gets.
+
+    That is its share of the processors that this process may run on, or fewer where the user's
+    OMP_NUM_THREADS says so.
+    """
+    share = max(1, _num_processors() // num_jobs)
+    wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # "4,2": by nesting
+    return min(share, int(wanted)) if wanted.isdecimal() and int(wanted) else share
+
+
+def _num_processors() -> int:
+    """Return how many processors this process may run on: a container or taskset may say few."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def started(
-    words: Sequence[str], threads: int, *, folder: str | None = None
+    words: Sequence[str],
+    threads: int,
+    *,
+    folder: str | None = None,
+    program: Sequence[str] = KSWAP,
 ) -> subprocess.Popen[str]:
     """Start `kswap` with these words; what it complains of can be read from its `stderr`.
 
@@ -104,9 +124,10 @@ def started(
         words: what follows `kswap`.
         threads: of its own.
         folder: where it runs; None: here.
+        program: what Python runs in the place of `kswap`.
     """
     return subprocess.Popen(
-        [sys.executable, "-m", "kswap", *words],
+        [sys.executable, *program, *words],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": str(threads)},
         stdin=subprocess.DEVNULL,
@@ -115,6 +136,16 @@ def started(
         text=True,
         errors="backslashreplace",
     )
+
+
+def end(child: subprocess.Popen[Any]) -> None:
+    """Send SIGTERM to a child that is running, wait for it, and kill it if it takes too long."""
+    if child.poll() is None:
+        child.terminate()
+        try:
+            child.wait(GRACE_S)
+        finally:
+            child.kill()
 
 
 def complaint(status: int, said: str) -> str:

@@ -18,7 +18,6 @@ import importlib.util
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -29,7 +28,7 @@ from typing import Any
 
 from kswap._version import __version__
 from kswap.benching.execution import Command, OnEnd, RunAll
-from kswap.benching.processes import GRACE_S, complaint, started
+from kswap.benching.processes import GRACE_S, complaint, end, started
 from kswap.errors import Terminated, UserError, printable
 
 _ANSWERS_S = 10.0
@@ -243,19 +242,9 @@ def _call_there(words: Sequence[str], threads: int, folder: str, version: str) -
         while child.poll() is None:
             time.sleep(_LOOK_S)
     finally:
-        _end(child)
+        end(child)
         reader.join()
     return complaint(child.returncode, "".join(said))
-
-
-def _end(child: subprocess.Popen[str]) -> None:
-    """Send SIGTERM to a child that is running, wait for it, and kill it if it takes too long."""
-    if child.poll() is None:
-        child.terminate()
-        try:
-            child.wait(GRACE_S)
-        finally:
-            child.kill()
 
 
 def _node() -> str:

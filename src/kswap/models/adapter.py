@@ -240,10 +240,10 @@ def negate(peft_model: PeftModel, before: Mapping[str, Tensor], factor: float) -
         left, inner = torch.linalg.qr(tall)
         right, outer = torch.linalg.qr(wide.T)
         u, singular, v = torch.linalg.svd(inner @ outer.T)
-        rank = len(down)
+        rank = min(len(down), len(singular))  # a layer may be narrower than the adapter's rank
         root = singular[:rank].sqrt()
-        up.copy_((left @ u[:, :rank]) * root)
-        down.copy_(root[:, None] * (v[:rank] @ right.T))
+        up.zero_()[:, :rank] = (left @ u[:, :rank]) * root
+        down.zero_()[:rank] = root[:, None] * (v[:rank] @ right.T)
 
 
 def check_moved(

@@ -139,10 +139,13 @@ class Segmentation:
         assert examples.masks is not None
         found = {}
         for name, features in recorded.items():
-            if features.ndim == 4:
+            if "masks" not in taught:
                 found[name] = _features_of_pixels(features, examples.masks)
-            elif "masks" in taught and features.shape[:2] == taught["masks"].shape[:2]:
-                found[name] = _features_of_queries(features, taught["masks"], examples.masks)
+                continue
+            # With an auxiliary loss MaskFormer's head reads all decoder layers at once.
+            last = features[-1] if features.ndim == 4 else features
+            if last.shape[:2] == taught["masks"].shape[:2]:
+                found[name] = _features_of_queries(last, taught["masks"], examples.masks)
         return taught, found
 
     @torch.no_grad()
