@@ -363,7 +363,7 @@ def test_arms_are_audited_once_with_their_seeds_together(values, never_saw, tmp_
     assert main(words) == 0
     assert "audit of default-J: done" in capsys.readouterr().err
     row = json.loads((output / "bench.json").read_text())[-1]
-    assert row["verdict"] in ("known", "suppressed", "known, suppressed")
+    assert set(row["verdict"].split(", ")) <= {"known", "suppressed", "not available"}
     runs = [json.loads((output / f"runs/default-J-{s}/results.json").read_text()) for s in (0, 1)]
     reason = runs[0]["audit"]["audits"]["A4"]["reason"]
     assert reason == runs[1]["audit"]["audits"]["A4"]["reason"]
