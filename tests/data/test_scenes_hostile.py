@@ -73,6 +73,10 @@ JSON_REFUSED: list[tuple[str, Callable[[Content], object], str]] = [
     ("detection", lambda c: first(c, "images", file_name=None), "has no file_name"),
     ("detection", lambda c: first(c, "images", width=99), r"is 16x12, its annotations are for 99x12"),  # noqa: E501
     ("detection", lambda c: first(c, "images", width="wide"), "not a size in pixels"),
+    ("detection", lambda c: [a.update(bbox=[v / 16 for v in a["bbox"]]) for a in c["annotations"]],
+     "json: all bbox are fractions.*; COCO's are pixels: x, y, width, height; multiply"),
+    ("detection", lambda c: [a.update(image_id=str(a["image_id"])) for a in c["annotations"]],
+     r"no image_id of its 24 annotations \('0', '1', '2' and 9 more\) is .* images \(0, 1, 2 and"),
     ("detection", lambda c: c.pop("images"), "is not COCO JSON"),
     ("detection", lambda c: c.update(categories=3), "no list of categories"),
     ("detection", lambda c: c.update(annotations=[3]), r"annotations\[0\] is '3', not a mapping"),
@@ -151,6 +155,35 @@ def coco_notes(root: Path, change: Callable[[Content], object], build: Build) ->
 def test_coco_is_handled(change: Any, note: str, tmp_path: Path, build_boxes: Build) -> None:
     data = coco_notes(tmp_path, change, build_boxes)
     assert note in " ".join(data.notes)
+
+
+def as_corners(content: Content, number: int) -> None:
+    for annotation in content["annotations"][:number]:
+        left, top, width, height = annotation["bbox"]
+        annotation["bbox"] = [left, top, left + width, top + height]
+
+
+@pytest.mark.parametrize(("number", "is_told"), [(24, True), (12, False)])
+def test_boxes_that_are_corners_are_guessed(
+    number: int, is_told: bool, tmp_path: Path, build_boxes: Build
+) -> None:
+    data = coco_notes(tmp_path, lambda c: as_corners(c, number), build_boxes)
+    (note,) = (note for note in data.notes if "clipped to the image" in note)
+    told = "12 of 24 boxes would fit as left, top, right, bottom, but are read as left, top, width"
+    assert (told in note) is is_told, note
+
+
+def test_fractions_in_a_table_are_told_to_be_said(build_boxes: Build) -> None:
+    import datasets
+
+    rows = [
+        {"image": noise(f"{i}"), "objects": [{"bbox": [0.1, 0.2, 0.5, 0.5], "category": "cat"}]}
+        for i in range(6)
+    ]
+    given = {"forget": datasets.Dataset.from_list(rows)}
+    with pytest.raises(UserError, match=r"in 'bbox' are fractions.*write box_unit: fractions"):
+        build_boxes(forget={"classes": ["cat"]}, in_memory=given)
+    build_boxes(forget={"classes": ["cat"], "box_unit": "fractions"}, in_memory=given)
 
 
 def test_crowds_are_kept_apart(tmp_path: Path, build_boxes: Build, build_masks: Build) -> None:

@@ -57,6 +57,36 @@ def clean_boxes(
     return boxes[kept], kept
 
 
+def are_fractions(boxes: Sequence[NDArray[np.float64]]) -> bool:
+    """Whether place and size of every box (left, top, right, bottom) are at most 1.
+
+    In pixels that would be a source of objects that are all one pixel in the corner.
+    """
+    every = np.concatenate([np.zeros((0, 4)), *boxes])
+    sides = every[:, 2:] - every[:, :2]
+    return bool(len(every) and (np.abs(every[:, :2]) <= 1).all() and (sides <= _ONE).all())
+
+
+_ONE = 1 + 1e-6
+"""A side that was computed from two corners may exceed 1 by rounding."""
+
+
+def fit_as_corners(boxes: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Whether boxes that were read as left, top, width, height fit an image as corners instead.
+
+    Args:
+        boxes: (n, 4): left, top, right, bottom, as they were read, in pixels.
+        size: height and width of the image.
+    """
+    width, height = (boxes[:, 2:] - boxes[:, :2]).T  # as they are written
+    left, top = boxes[:, :2].T
+    fits: NDArray[np.bool_] = (
+        (left >= 0) & (top >= 0) & (left < width) & (top < height)
+        & (width <= size[1]) & (height <= size[0])
+    )  # fmt: skip
+    return fits
+
+
 def clip_boxes(
     boxes: NDArray[np.float64], tolerance: float = 0.0
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_]]:

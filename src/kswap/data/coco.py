@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kswap.data.boxes import clean_boxes
+from kswap.data.boxes import are_fractions, clean_boxes
 from kswap.data.images import MAX_PIXELS
 from kswap.data.scenes import (
     Annotation,
@@ -57,13 +58,18 @@ def coco_table(path: Path, images_dir: Path, task: TaskName) -> SceneTable:
         raise UserError(f"{where}: has no list of annotations; name a file with annotations")
     legend = _categories(content, where)
     images = _images(content, where)
-    by_image, notes = _by_image(content, legend, set(images), where)
+    by_image, notes = _by_image(content, legend, images, where)
     ordered = sorted(images.values(), key=lambda image: str(image["file_name"]))
     paths = [below(images_dir, str(image["file_name"]), where) for image in ordered]
     scenes = [_Scene(by_image.get(image["id"], []), image, legend, where) for image in ordered]
     dropped = Counter[str]()
     for scene in scenes:
         dropped.update(scene.prepare(task))
+    if are_fractions([scene.objects.boxes for scene in scenes if scene.objects is not None]):
+        raise UserError(
+            f"{where}: all bbox are fractions, none has a number above 1; COCO's are pixels: x, y, "
+            "width, height; multiply them by the size of the image"
+        )
     notes += [f"{where}: {count(number, what)} left out" for what, number in dropped.items()]
     empty = sum(not scene.present for scene in scenes)
     if empty:
@@ -167,10 +173,11 @@ def _images(content: dict[str, Any], where: str) -> dict[int | str, dict[str, An
 
 
 def _by_image(
-    content: dict[str, Any], legend: Legend, images: set[int | str], where: str
+    content: dict[str, Any], legend: Legend, images: Collection[int | str], where: str
 ) -> tuple[dict[int | str, list[dict[str, Any]]], list[str]]:
     found: dict[int | str, list[dict[str, Any]]] = defaultdict(list)
     seen: dict[Any, dict[str, Any]] = {}
+    strangers: dict[int | str, None] = {}
     orphans = repeated = 0
     for place, annotation in enumerate(_items(content, "annotations", where)):
         image_id = _id(annotation.get("image_id"), f"annotations[{place}].image_id", where)
@@ -193,8 +200,15 @@ def _by_image(
             )
         if image_id not in images:
             orphans += 1
+            strangers[image_id] = None
             continue
         found[image_id].append(annotation)
+    if orphans and not found:
+        raise UserError(
+            f"{where}: no image_id of its {count(orphans, 'annotation')} "
+            f"({listed(map(repr, strangers), 3)}) is the id of one of images "
+            f"({listed(map(repr, images), 3)}); ids are the same in both, numbers or texts"
+        )
     notes = []
     if orphans:
         notes.append(
@@ -218,7 +232,7 @@ class _Scene:
         self._annotations = [
             (legend.codes[a["category_id"]], bool(a.get("iscrowd", 0)), a) for a in annotations
         ]
-        self._objects: Objects | None = None
+        self.objects: Objects | None = None
 
     def prepare(self, task: TaskName) -> Counter[str]:
         """Check what can be checked without the image; return what was left out."""
@@ -229,7 +243,7 @@ class _Scene:
             boxes, kept = clean_boxes(raw, "xywh", place)
             labels = np.asarray([c for c, _, _ in chosen], np.int64)[kept]
             crowd = np.asarray([d for _, d, _ in chosen], bool)[kept]
-            self._objects = Objects(boxes, labels, crowd)
+            self.objects = Objects(boxes, labels, crowd, sides=True)
             self._annotations = []  # frees the polygons
             self.present = set(labels[~crowd].tolist())
             return Counter({"empty box": int((~kept).sum())} if not kept.all() else {})
@@ -240,7 +254,7 @@ class _Scene:
 
     def annotate(self, task: TaskName, upright: Size) -> Annotation:
         if task == "detection":
-            return Annotation(objects=self._objects, size=self.size)
+            return Annotation(objects=self.objects, size=self.size)
         size = self.size or upright
         if size[0] * size[1] > MAX_PIXELS:
             raise BadAnnotationError(self.name, f"{size[1]}x{size[0]} is too large", "correct it")

@@ -290,14 +290,23 @@ def _notes(
     scenes = [(item.role, s) for item, s in zip(items, decoded.scenes, strict=True) if s]
     for role in cuts:
         own = [scene for one, scene in scenes if one == role]
-        clipped, outside = (
-            sum(getattr(scene, key) for scene in own) for key in ("num_clipped", "num_outside")
+        clipped, outside, corners = (
+            sum(getattr(scene, key) for scene in own)
+            for key in ("num_clipped", "num_outside", "num_corners")
         )
+        num_boxes = outside + sum(len(s.boxes.boxes) for s in own if s.boxes is not None)
+        hint = ""
+        if corners and 2 * corners >= num_boxes:
+            hint = (
+                f"; {corners} of {count(num_boxes, 'box')} would fit as left, top, right, bottom, "
+                "but are read as left, top, width, height: correct them (in a table: box_format)"
+            )
         empty = sum(not scene.own for scene in own)
         if clipped:
-            notes.append(f"{role}: {count(clipped, 'box')} clipped to the image")
+            notes.append(f"{role}: {count(clipped, 'box')} clipped to the image{hint}")
         if outside:
-            notes.append(f"{role}: {count(outside, 'box')} left out, outside the image")
+            told = "" if clipped else hint
+            notes.append(f"{role}: {count(outside, 'box')} left out, outside the image{told}")
         if empty:
             notes.append(
                 f"{role}: {count(empty, 'image')} left out, whose objects are outside the image or "

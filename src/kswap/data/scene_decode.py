@@ -49,6 +49,7 @@ class Scene:
     boxes: Boxes | None
     num_clipped: int = 0
     num_outside: int = 0
+    num_corners: int = 0
 
 
 @dataclass
@@ -109,7 +110,7 @@ class SceneReader:
         assert annotation.objects is not None
         kept = fit_boxes(annotation.objects, lookup, original)
         found = own & set(kept.boxes.class_ids[~kept.boxes.crowd].tolist())
-        counted = (kept.num_clipped, kept.num_outside)
+        counted = (kept.num_clipped, kept.num_outside, kept.num_corners)
         scene = Scene(digest, tuple(sorted(found)), size, original, kept.boxes, *counted)
         return scene, (fitted, None)
 

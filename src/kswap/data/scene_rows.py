@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from kswap.data.boxes import clip_boxes
+from kswap.data.boxes import clip_boxes, fit_as_corners
 from kswap.data.labels import LabelIndex
 from kswap.data.roles import Roles
 from kswap.data.scenes import (
@@ -142,6 +142,8 @@ class Fitted:
     boxes: Boxes
     num_clipped: int
     num_outside: int
+    num_corners: int
+    """Of both, those that fit the image if they are corners, and not place and size."""
 
 
 def fit_boxes(objects: Objects, lookup: NDArray[np.int16], size: Size) -> Fitted:
@@ -156,4 +158,6 @@ def fit_boxes(objects: Objects, lookup: NDArray[np.int16], size: Size) -> Fitted
     kept = inside & (rows >= 0)
     found = Boxes(boxes[kept].astype(np.float32), rows[kept].astype(np.int64), objects.crowd[kept])
     wanted = rows >= 0
-    return Fitted(found, int((beyond & inside & wanted).sum()), int((~inside & wanted).sum()))
+    corners = fit_as_corners(objects.boxes, size) & (beyond | ~inside) & wanted & objects.sides
+    counted = (beyond & inside & wanted, ~inside & wanted, corners)
+    return Fitted(found, *(int(which.sum()) for which in counted))

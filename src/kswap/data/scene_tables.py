@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kswap.data.boxes import clean_boxes
+from kswap.data.boxes import are_fractions, clean_boxes
 from kswap.data.hf_tables import ImageLike, column_encoded, find_column, image_of
 from kswap.data.mask_files import scan
 from kswap.data.mask_folders import folder_reader
@@ -118,6 +118,11 @@ def objects_table(
         )
         objects.append(one)
         empty += num_empty
+    if settings.box_unit == "pixels" and are_fractions([one.boxes for one in objects]):
+        raise UserError(
+            f"{where}: all boxes in {box_key!r} are fractions, none has a number above 1; write "
+            "box_unit: fractions"
+        )
     if empty:
         notes.append(f"{where}: {count(empty, 'empty box')} left out")
     present = [set(one.labels[~one.crowd].tolist()) for one in objects]
@@ -267,4 +272,6 @@ def _objects(
     flags = np.asarray(crowd, bool)[kept]
     real = labels >= 0
     fractions = settings.box_unit == "fractions"
-    return Objects(clean[real], labels[real], flags[real], fractions), int((~kept).sum())
+    sides = settings.box_format == "xywh" and not fractions
+    found = Objects(clean[real], labels[real], flags[real], fractions, sides)
+    return found, int((~kept).sum())

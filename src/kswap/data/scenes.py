@@ -50,6 +50,8 @@ class Objects:
     crowd: NDArray[np.bool_]
     """(objects,)."""
     fractions: bool = False
+    sides: bool = False
+    """They were written as left, top, width, height, in pixels."""
 
 
 @dataclass(frozen=True)
