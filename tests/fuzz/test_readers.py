@@ -120,7 +120,8 @@ def read_all(table: SceneTable) -> None:
         except UserError:
             continue
         if annotation.mask is not None:
-            assert annotation.mask.shape == (HEIGHT, WIDTH)
+            # That of the annotation, where it says one: whoever reads the image compares the two.
+            assert annotation.mask.shape == (annotation.size or (HEIGHT, WIDTH))
         if annotation.objects is not None:
             assert np.isfinite(annotation.objects.boxes).all()
             assert (annotation.objects.labels < len(table.classes)).all()
