@@ -350,6 +350,7 @@ def test_bad_images_can_be_skipped_and_are_listed(values, tmp_path, capsys):
         (["export", "none", "--to", "x"], "none"),
         (["export", "none"], "--to"),
         (["predict", "none", "x.png"], "x.png: there is no such file"),
+        (["predict", "none", "."], ".: is a folder; name image files, such as ./*.jpg"),
         (["predict", "none", "x.png", "--top", "0"], "--top: 0"),
         (["predict", "none", "x" * 5000], "is no file"),
         (["export", "y" * 5000, "--to", "x"], "is no folder"),

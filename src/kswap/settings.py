@@ -5,6 +5,7 @@ Every field says what it means, its unit, and where its default comes from.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
@@ -36,7 +37,31 @@ Depth = Annotated[str, Field(pattern=r"^(all|auto|last-[1-9][0-9]*)$")]
 
 
 def _as_tuple(value: object) -> object:
+    if isinstance(value, str):
+        raise ValueError(f"it is a word, not a list; write [{value}]")
     return tuple(value) if isinstance(value, list) else value
+
+
+def _as_names(value: object) -> object:
+    """Return names of class numbers; what is none is said in one line, not once for each type."""
+    if value is None:
+        return None
+    if isinstance(value, list | tuple) and all(isinstance(name, str) for name in value):
+        return tuple(value)
+    if isinstance(value, Mapping) and all(isinstance(name, str) for name in value.values()):
+        whole = [number for number in value if re.fullmatch("-?[0-9]+", str(number))]
+        if len(whole) == len(value):
+            below = [number for number in whole if int(number) < 0]
+            if below:
+                raise ValueError(
+                    f"{below[0]} is no value of a mask and no class number, these are from 0 up; "
+                    "take it out"
+                )
+            return {int(number): name for number, name in value.items()}
+    raise ValueError(
+        "these are no names of numbers; write a mapping of numbers to names, such as {0: cat, 1: "
+        "dog}, or a list of names"
+    )
 
 
 def _as_layers(value: object) -> object:
@@ -128,12 +153,12 @@ class SourceConfig(Frozen):
     (complete), or only those of this role's classes surely are and the rest is left open, so that
     the base model supervises it (partial). None: partial for learn, complete for forget and
     retain."""
-    class_names: Annotated[tuple[str, ...] | dict[int, str] | None, BeforeValidator(_as_tuple)] = (
+    class_names: Annotated[tuple[str, ...] | dict[int, str] | None, BeforeValidator(_as_names)] = (
         None
     )
-    """Names of the values of masks or of class numbers, in order from 0 or as `{value: name}`;
-    after `reduce_zero_label`. None: from a file beside the data (id2label.json, classes.txt,
-    data.yaml ...), else the model's labels."""
+    """Names of the values of masks or of class numbers (of classification too), in order from 0 or
+    as `{value: name}`; after `reduce_zero_label`. None: of masks and boxes from a file beside the
+    data (id2label.json, classes.txt, data.yaml ...), else the model's labels."""
     palette: dict[str, tuple[Colour, Colour, Colour]] | None = None
     """Class name -> red, green and blue, for masks that are pictures in colour. Names such as
     background, void and unknown are understood. None: from class_dict.csv beside the data, if

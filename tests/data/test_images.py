@@ -125,6 +125,9 @@ def test_bad_images_are_named_in_one_line(kind: str, tmp_path: Path) -> None:
 def test_missing_file_and_folder(tmp_path: Path) -> None:
     with pytest.raises(BadImageError, match=r"no such file"):
         read_image(tmp_path / "none.png")
+    for address in ("http://some.where/a.png", tmp_path / "https://some.where/a.png"):
+        with pytest.raises(BadImageError, match=r"it is an address, and these are not fetched"):
+            read_image(address)
     (tmp_path / "x.jpg").mkdir()
     with pytest.raises(BadImageError, match=r"a folder"):
         read_image(tmp_path / "x.jpg")

@@ -15,6 +15,7 @@ from data.scenes import (
     HEIGHT,
     NAMES,
     WIDTH,
+    coco,
     every_box,
     every_mask,
     some_scenes,
@@ -218,6 +219,52 @@ def test_broken_json(text: str, tmp_path: Path, build_boxes: Build) -> None:
         build_boxes(**only_cats(data))
 
 
+NOT_COCO = {
+    "{": r"is not valid JSON \(.*\); (correct it|name a folder)",
+    "": r"is not valid JSON \(",
+    "[]": "is not COCO JSON, which is a mapping with images",
+    '{"a": 1}': "is not COCO JSON, which is a mapping with images",
+}
+
+
+@pytest.mark.parametrize("text", NOT_COCO)
+def test_json_in_a_folder_that_is_not_coco_is_named(
+    text: str, tmp_path: Path, build_boxes: Build
+) -> None:
+    root = write_coco(tmp_path / "one", SCENES)
+    (root / "annotations.json").write_text(text)
+    with pytest.raises(UserError, match=rf"is no layout.*one/annotations\.json {NOT_COCO[text]}"):
+        build_boxes(**only_cats(root))
+    (root / "more").mkdir()
+    (root / "annotations.json").rename(root / "more" / "a.json")
+    with pytest.raises(UserError, match=rf"is no layout.*more/a\.json {NOT_COCO[text]}"):
+        build_boxes(**only_cats(root))
+    data = {"images": str(root / "images"), "annotations": str(root / "more")}
+    with pytest.raises(UserError, match=rf"has no annotations.*more/a\.json {NOT_COCO[text]}"):
+        build_boxes(**only_cats(data))
+    for split in ("train", "valid"):
+        files = write_images(tmp_path / "two" / split, len(SCENES), split)
+        content = json.dumps(coco(SCENES, files)) if split == "train" else text
+        (tmp_path / "two" / split / "_annotations.coco.json").write_text(content)
+    match = rf"valid: is a split without annotations; \S+json {NOT_COCO[text]}"
+    with pytest.raises(UserError, match=match):
+        build_boxes(**only_cats(tmp_path / "two"))
+
+
+@pytest.mark.parametrize(("text", "is_refused"), [("{", True), ('["cat", "dog"]', False)])
+def test_json_beside_coco_may_be_something_else_but_not_damaged(
+    text: str, is_refused: bool, tmp_path: Path, build_boxes: Build
+) -> None:
+    root = write_coco(tmp_path, SCENES)
+    (root / "val.json").write_text(text)
+    (root / "._annotations.json").write_bytes(b"\0\5\x16\7")  # as macOS leaves them
+    if is_refused:
+        with pytest.raises(UserError, match=r"val\.json: is not valid JSON"):
+            build_boxes(**only_cats(root))
+    else:
+        build_boxes(**only_cats(root))
+
+
 # --------------------------------------------------------------------------------------- XML, YOLO
 def write_voc(root: Path, box: str, *, start: str = "", more: str = "") -> dict[str, Any]:
     files = write_images(root / "images", 6)
@@ -386,7 +433,7 @@ def test_a_bad_mask_stops_or_is_counted_and_named(
         build_masks(**config)
     skip = {"on_bad_image": "skip"}
     notes = " ".join(build_masks(**config, data=skip).notes)
-    assert re.search(rf": 1 bad mask skipped: \S*{name} \(.*{reason}\)", notes)
+    assert re.search(rf": 1 bad mask skipped: \S*{name} \(.*\({reason}\)\)", notes)
     assert "without objects" not in notes
     for path in (tmp_path / "masks").iterdir():
         path.write_bytes(content)
@@ -435,19 +482,18 @@ def test_values_without_names(tmp_path: Path, build_masks: Build) -> None:
         build_masks(**config)
 
 
+def test_names_of_values_below_0(tmp_path: Path, build_masks: Build) -> None:
+    config = spoil(tmp_path, CAT)
+    (tmp_path / "id2label.json").write_text('{"-1": "background", "1": "cat", "2": "dog"}')
+    with pytest.raises(
+        UserError, match=r"id2label\.json: -1 has the name 'background', but values"
+    ):
+        build_masks(**config)
+
+
 def test_a_folder_of_something_else(tmp_path: Path, build_masks: Build) -> None:
     write_images(tmp_path / "cat", 3)
     with pytest.raises(UserError, match=r"is no layout of segmentation data.*name the parts"):
-        build_masks(**only_cats(tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("content", "what"), [("{", "is no JSON"), ("[]", "is no COCO JSON"), ("", "is no JSON")]
-)
-def test_a_damaged_annotation_file_is_named(tmp_path, build_masks, content, what) -> None:
-    write_images(tmp_path / "images", 3)
-    (tmp_path / "annotations.json").write_text(content)
-    with pytest.raises(UserError, match=rf"annotations\.json: {what}"):
         build_masks(**only_cats(tmp_path))
 
 

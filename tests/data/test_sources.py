@@ -12,6 +12,7 @@ from typing import Any
 
 import datasets
 import huggingface_hub
+import pyarrow as pa
 import pytest
 from data.pictures import encoded, noise, same, sizes, write_folder
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
@@ -197,28 +198,60 @@ def test_unlabelled_rows_and_splits_are_left_out(build: Build) -> None:
 
 def test_class_numbers_need_names(build: Build) -> None:
     numbers = {"learn": dataset(numbered=True)}
-    with pytest.raises(UserError, match=r"numbers without names \(0, 1\).*learn.rename: {'0': cat"):
+    with pytest.raises(
+        UserError, match=r"numbers without names \(0, 1\).*learn.class_names, such as {0: cat"
+    ):
         build(learn={}, in_memory=numbers)
     with pytest.raises(UserError, match=r"'horse' has no images"):
         build(learn={"classes": ["horse"]}, in_memory=numbers)
     named = build(learn={"rename": {"0": "horse", "1": "ship"}}, in_memory=numbers)
     assert same(named, build(learn={}, in_memory={"learn": dataset()}))
-    for names in (["horse", "ship"], {0: "horse", 1: "ship"}):
-        assert same(named, build(learn={"class_names": names}, in_memory=numbers))
-    with pytest.raises(UserError, match=r"learn.class_names: has no name for 1 of"):
-        build(learn={"class_names": ["horse"]}, in_memory=numbers)
     one = build(learn={"rename": {"0": "horse"}, "classes": ["horse"]}, in_memory=numbers)
     assert sizes(one, "learn") == (3, 1, 1)
 
 
-@pytest.mark.parametrize("streams", [False, True])
-def test_an_empty_parquet_file_beside_others_has_no_images(tmp_path, build, streams) -> None:
-    whole = dataset()
-    for name, rows in (("a", range(3)), ("b", ()), ("c", range(3, len(whole)))):
-        whole.select(rows).to_parquet(tmp_path / f"part-{name}.parquet")
-    more = {"streaming": True, "sample_images": 50} if streams else {}
-    data = build(learn={"data": str(tmp_path / "*.parquet") if streams else str(tmp_path), **more})
-    assert sum(sizes(data, "learn")) == len(whole)
+@pytest.mark.parametrize(
+    ("names", "problem"),
+    [
+        (NAMES, None),
+        ({1: "ship", 0: "horse", 7: "cat"}, None),
+        ({0: "horse"}, "learn dataset: the class 1 has no name; give the names of the numbers"),
+        (["horse", "horse"], "class_names: 0 and 1 are both called 'horse'"),
+        (["horse", " "], "class_names: class 1 has an empty name"),
+    ],
+)
+def test_class_numbers_are_named_by_class_names(names: Any, problem: Any, build: Build) -> None:
+    numbers = {"learn": dataset(numbered=True)}
+    if problem is None:
+        data = build(learn={"class_names": names}, in_memory=numbers)
+        assert same(data, build(learn={}, in_memory={"learn": dataset()}))
+        return
+    with pytest.raises(UserError, match=problem):
+        build(learn={"class_names": names}, in_memory=numbers)
+
+
+def test_class_names_of_names_are_refused(folder: Path, build: Build) -> None:
+    for source in ({"data": str(folder)}, {}):
+        with pytest.raises(UserError, match=r"the class 'horse' is no number.* take class_names"):
+            build(learn={**source, "class_names": NAMES}, in_memory=None if source else
+                  {"learn": dataset()})  # fmt: skip
+
+
+@pytest.mark.parametrize("write", [as_parquet, as_arrow, as_jsonl, as_csv])
+def test_empty_table_files_beside_others_are_no_images(
+    write: Callable[[Path], Path], folder: Path, build: Build
+) -> None:
+    expected = build(learn={"data": str(folder)})
+    full = write(folder)
+    empty = full.with_name(f"a{full.suffix}")  # before the other: types come from the first
+    if write is as_parquet:
+        dataset().select([]).to_parquet(empty)
+    elif write is as_arrow:
+        with pa.OSFile(str(empty), "wb") as file, pa.ipc.new_stream(file, pa.schema([])):
+            pass
+    else:
+        empty.write_text("id,image,label\n" if write is as_csv else "\n")
+    assert same(build(learn={"data": str(folder)}), expected)
 
 
 def test_columns_may_be_named(build: Build) -> None:
@@ -311,6 +344,13 @@ def no_rows(path: Path) -> str:
     return str(path / "x.parquet")
 
 
+def only_headings(path: Path) -> str:
+    (path / "tables").mkdir()
+    (path / "tables" / "train.csv").write_text("image,label\na.png,a\n")
+    (path / "tables" / "test.csv").write_text("\ufeffimage,label\n\n")
+    return str(path / "tables")
+
+
 REFUSED = {
     "missing": (
         lambda path: str(path / "none"),
@@ -337,7 +377,8 @@ REFUSED = {
     "number-images": (number_images, "column 'image' holds values of type int64, not images"),
     "fractions": (fractions, "column 'label' holds values of type float64, not one class"),
     "mixed-tables": (mixed_tables, "cannot tell the split of more.csv"),
-    "no-rows": (no_rows, "x.parquet: has no rows; name files that have"),
+    "no-rows": (no_rows, "x.parquet: has no images; name a source that has some"),
+    "no-rows-of-any-kind": (only_headings, r"tables \[test\]: has no images; name a source"),
 }
 
 

@@ -133,22 +133,6 @@ def test_every_kind_of_shard_gives_each_image_once_a_pass(kind, tmp_path, build)
             assert data.id2label[row] == truth[image]
 
 
-def test_a_table_of_text_with_a_mark_at_its_beginning(tmp_path, build):
-    pattern = as_text("csv")(tmp_path, pictures(4))
-    for path in tmp_path.glob("part-*.csv"):
-        path.write_text(path.read_text(encoding="utf-8"), encoding="utf-8-sig")  # as Excel does
-    (batch,), _ = drawn(retained(build, pattern), 1)
-    assert len(batch) == 4
-
-
-def test_a_row_with_more_fields_than_the_header(tmp_path, build):
-    pattern = as_text("csv")(tmp_path, pictures(4))
-    path = tmp_path / "part-1.csv"
-    path.write_text(path.read_text(encoding="utf-8").replace("1.png", "1.png,2.png", 1))
-    with pytest.raises(UserError, match=r"part-1\.csv, row 0: has 3 fields, and the header has 2"):
-        retained(build, pattern)
-
-
 def test_streams_in_memory_stream_too(tmp_path, build):
     import datasets
 
@@ -437,6 +421,66 @@ def test_numbers_are_named_by_rename(tmp_path, build):
         retained(build, pattern)
     data = retained(build, pattern, rename={str(i): n for i, n in enumerate(CLASSES)})
     assert {row for batch in drawn(data, 6)[0] for _, row in batch} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet", "csv"])
+def test_numbers_are_named_by_class_names(kind, tmp_path, build):
+    import datasets
+
+    (tmp_path / "shards").mkdir()
+    numbered = [(b, CLASSES.index(n) + 7) for b, n in pictures(10)]
+    if kind == "parquet":
+        columns = {"image": [b for b, _ in numbered], "label": [n for _, n in numbered]}
+        path = str(tmp_path / "shards/a.parquet")
+        datasets.Dataset.from_dict(columns).to_parquet(path)
+    else:
+        path = KINDS[kind](tmp_path / "shards", [(b, str(n)) for b, n in numbered])
+    names = dict(enumerate(CLASSES, 7))
+    data = retained(build, path, class_names=names)
+    assert {row for batch in drawn(data, 6)[0] for _, row in batch} == {0, 1, 2}
+    refused(build, path, r", \S.*: the class 9 has no name; give", class_names={7: "cat", 8: "dog"})
+    refused(build, path, r"the class 7 has no name", class_names=["cat", "dog"])
+    named = KINDS["tar"](tmp_path / "named", pictures(4))
+    refused(build, named, r"the class 'cat' is no number.* take class_names out", class_names=names)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_an_empty_table_file_is_no_images(place, tmp_path, build):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    as_parquet(tmp_path, pictures(10))
+    empty = parquet.read_table(tmp_path / "part-0.parquet").slice(0, 0)
+    parquet.write_table(empty, tmp_path / f"part-{place}-.parquet")
+    batches, _ = drawn(retained(build, tmp_path / "*.parquet"), 6)
+    assert len({image for batch in batches for image, _ in batch}) == 24
+    (tmp_path / "none").mkdir()
+    parquet.write_table(empty, tmp_path / "none/a.parquet")
+    refused(build, tmp_path / "none", "none: has no images; name a source that has some")
+    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as file, pa.ipc.new_stream(file, empty.schema):
+        pass
+    refused(build, tmp_path / "a.arrow", "has no images; name a source that has some")
+    (tmp_path / "a.jsonl").write_text("\n \n")
+    refused(build, tmp_path / "a.jsonl", "has no images; name a source that has some")
+
+
+def test_csv_of_a_spreadsheet_and_with_too_many_fields(tmp_path, build):
+    as_text("csv")(tmp_path, pictures(10))
+    for path in tmp_path.glob("*.csv"):
+        path.write_text(path.read_text(), encoding="utf-8-sig")
+    pattern = tmp_path / "part-*.csv"
+    batches, _ = drawn(retained(build, pattern), 6)
+    assert len({image for batch in batches for image, _ in batch}) == 24
+    path = tmp_path / "part-1.csv"
+    path.write_text("file,species\n0.png,cat\n1.png,dog,brown,wet\n", encoding="utf-8")
+    refused(build, pattern, r"part-1\.csv, line 3: has 4 fields, and the heading 2; quote")
+
+
+def test_addresses_are_not_fetched(tmp_path, build):
+    (tmp_path / "t.csv").write_text("image,label\nhttps://some.where/a.png,cat\n")
+    refused(build, tmp_path / "t.csv", r"a\.png: .*it is an address, and these are not fetched")
+    with pytest.raises(UserError, match="it is an address, and these are not fetched"):
+        build(learn=LEARN, retain={"data": str(tmp_path / "t.csv")})
 
 
 # ------------------------------------------------------------------------------------- refused

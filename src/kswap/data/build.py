@@ -23,6 +23,7 @@ from kswap.data.decode import (
     decode_all,
     read_item,
 )
+from kswap.data.images import skipped
 from kswap.data.pixels import Fitter
 from kswap.data.roles import Roles, assign_roles
 from kswap.data.sets import ImageSet, SwapData
@@ -299,8 +300,7 @@ def _gather(
 def _notes(decoded: Decoded, arrangement: Arrangement, cuts: Mapping[Role, Cut]) -> list[str]:
     notes = []
     if decoded.bad:
-        names = listed((f"{error.name} ({error.reason})" for error in decoded.bad), 20, width=400)
-        notes.append(f"{count(len(decoded.bad), 'bad image')} skipped: {names}")
+        notes.append(skipped(decoded.bad))
     if arrangement.copies:
         notes.append(
             f"{count(arrangement.copies, 'exact copy')} of images within a class and split left out"

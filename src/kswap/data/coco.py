@@ -115,6 +115,17 @@ def looks_like_coco(path: Path) -> bool:
     return any(f'"{key}"'.encode() in text for key in ("annotations", "categories", "images"))
 
 
+def why_not_coco(path: Path) -> str | None:
+    """Return what keeps a JSON file from being read as COCO's, without its name; None: nothing."""
+    try:
+        content = read_json(path)
+    except UserError as error:
+        return str(error).removeprefix(f"{one_line(path)}: ").partition("; ")[0]
+    if isinstance(content, dict) and {"images", "annotations", "categories"} & set(content):
+        return None
+    return "is not COCO JSON, which is a mapping with images, annotations and categories"
+
+
 def _items(content: dict[str, Any], key: str, where: str) -> list[dict[str, Any]]:
     values = content.get(key)
     if not isinstance(values, list):

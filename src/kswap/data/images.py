@@ -12,12 +12,13 @@ from __future__ import annotations
 import functools
 import io
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from kswap.data.text import one_line
+from kswap.data.text import count, listed, one_line
 from kswap.errors import UserError
 
 SUFFIXES = frozenset({
@@ -66,6 +67,12 @@ def or_skip(error: BadImageError) -> UserError:
     return UserError(f"{error}, or set data.on_bad_image: skip")
 
 
+def skipped(bad: Sequence[BadImageError], what: str = "bad image") -> str:
+    """Return how many were skipped, and the first of them with their reasons."""
+    names = listed((f"{error.name} ({error.reason})" for error in bad), 20, width=400)
+    return f"{count(len(bad), what)} skipped: {names}"
+
+
 def read_image(source: str | Path | bytes | Image.Image, *, name: str | None = None) -> Image.Image:
     """Return `source` (path, encoded bytes or PIL image) as an upright 8-bit RGB image.
 
@@ -89,7 +96,9 @@ def decode(source: str | Path | bytes | Image.Image, *, name: str | None = None)
     try:
         return _to_rgb(_open(source))
     except FileNotFoundError:
-        raise BadImageError(name, "there is no such file") from None
+        reason = "it is an address, and these are not fetched: download it, and name the file"
+        is_address = not {"http:", "https:"}.isdisjoint(Path(str(source)).parts)
+        raise BadImageError(name, reason if is_address else "there is no such file") from None
     except PermissionError:
         raise BadImageError(name, "no permission to read it") from None
     except IsADirectoryError:

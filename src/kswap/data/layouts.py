@@ -12,13 +12,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from kswap.data.coco import looks_like_coco
+from kswap.data.coco import looks_like_coco, read_json, why_not_coco
 from kswap.data.images import SUFFIXES
 from kswap.data.table import SPLIT_NAMES
 from kswap.data.text import listed, one_line
@@ -82,8 +81,8 @@ def of_pair(images: Path, annotations: Path, task: TaskName) -> Layout:
         found = next((path for path in names if path.is_file()), None)
         return Layout("yolo", pairs, found)
     raise UserError(
-        f"{one_line(annotations)}: has no annotations (COCO .json, Pascal VOC .xml or YOLO .txt); "
-        "name a folder or file that has some"
+        f"{one_line(annotations)}: has no annotations (COCO .json, Pascal VOC .xml or YOLO .txt)"
+        f"{not_coco(annotations)}; name a folder or file that has some"
     )
 
 
@@ -159,6 +158,11 @@ def _coco(root: Path, task: TaskName) -> Layout | None:
                 inner = _first(_folders(folder), IMAGE_DIRS)
                 parts[folder.name] = (inner or folder, files[0], None)
     if parts:
+        for name, folder in folders.items():
+            if name in SPLIT_NAMES and folder.name not in parts and (why := not_coco(folder)):
+                raise UserError(
+                    f"{one_line(folder)}: is a split without annotations{why}; correct it"
+                )
         return Layout("coco", parts)
     for place in (folders.get("annotations"), root):
         files = _coco_files(place) if place else []
@@ -168,21 +172,26 @@ def _coco(root: Path, task: TaskName) -> Layout | None:
     return None
 
 
-def damaged_json(root: Path) -> str | None:
-    """Return what is wrong with a .json that lies where COCO's would; None: there is no such."""
-    for place in (root, root / "annotations"):
-        for path in sorted(place.glob("*.json")) if place.is_dir() else ():
-            try:
-                content = json.loads(path.read_bytes())
-            except (OSError, ValueError, RecursionError) as error:
-                return f"{one_line(path)}: is no JSON ({one_line(error, 80)}); restore it"
-            if not isinstance(content, dict) or "images" not in content:
-                return f"{one_line(path)}: is no COCO JSON (images, annotations, categories)"
-    return None
+def not_coco(*folders: Path) -> str:
+    """Return which JSON file of some folders cannot be read as COCO's and why, to end a message."""
+    for folder in folders:
+        for path in _jsons(folder):
+            why = why_not_coco(path)
+            if why is not None:
+                return f"; {one_line(path)} {why}"
+    return ""
+
+
+def _jsons(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.glob("*.json")) if not path.name.startswith(".")]
 
 
 def _coco_files(folder: Path) -> list[Path]:
-    files = [path for path in sorted(folder.glob("*.json")) if looks_like_coco(path)]
+    every = _jsons(folder)
+    files = [path for path in every if looks_like_coco(path)]
+    for path in every if files else ():
+        if path not in files:  # JSON may be something else; what is none may be of a split
+            read_json(path)
     instances = [path for path in files if path.name.lower().startswith("instances")]
     return instances or files
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from kswap.data.images import MAX_PIXELS, BadImageError, known_formats, or_skip
+from kswap.data.images import MAX_PIXELS, BadImageError, known_formats, or_skip, skipped
 from kswap.data.scenes import BadAnnotationError, Legend, make_legend
 from kswap.data.sets import IGNORE, OPEN
 from kswap.data.text import count, listed, one_line
@@ -192,8 +192,7 @@ def scan(
         raise UserError(f"{bad[0]}; it is one of {number}, and there is no other mask")
     notes = []
     if bad:
-        names = listed((f"{error.name} ({error.reason})" for error in bad), 20, width=400)
-        notes.append(f"{where}: {count(len(bad), 'bad mask')} skipped: {names}")
+        notes.append(f"{where}: {skipped(bad, 'bad mask')}")
     if empty:
         notes.append(f"{where}: {count(empty, 'image')} without objects")
     return present, notes

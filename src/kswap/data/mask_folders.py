@@ -207,18 +207,30 @@ def read_names(path: Path, *, reduce_zero: bool = False) -> dict[int, str]:
         if path.suffix.lower() == ".json":
             content = json.loads(text)
             pairs = content.items() if isinstance(content, dict) else enumerate(content)
-            return {int(value): str(name) for value, name in pairs}
+            return _from_zero({int(value): str(name) for value, name in pairs}, where)
         lines = [line for line in text.splitlines() if line.strip()]
         if lines and lines[0].lower().startswith("idx"):
             columns = [line.split("\t") for line in lines[1:]]
             # the table counts the values of the files, from 1
             return {int(row[0]) - reduce_zero: row[-1].strip() for row in columns}
+    except UserError:
+        raise
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{where}: holds no names of classes ({one_line(error)}); write {{value: name}} as "
             "JSON, or one name a line"
         ) from None
     return {value: line.strip() for value, line in enumerate(lines)}
+
+
+def _from_zero(names: dict[int, str], where: str) -> dict[int, str]:
+    below = [value for value in names if value < 0]
+    if below:
+        raise UserError(
+            f"{where}: {below[0]} has the name {one_line(names[below[0]])!r}, but values are "
+            "from 0 up; take it out, or correct it"
+        )
+    return names
 
 
 def _read_colours(path: Path) -> dict[str, tuple[int, int, int]]:

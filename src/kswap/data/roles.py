@@ -94,38 +94,22 @@ def _two_roles(name: str, one: Role, other: Role) -> UserError:
     )
 
 
-def _named_numbers(role: Role, source: Source, settings: SourceConfig) -> dict[str, str]:
-    """Return class -> name in `class_names`, where the classes are numbers."""
-    given = settings.class_names
-    if given is None or not source.numbered:
-        return {}
-    names = given if isinstance(given, dict) else dict(enumerate(given))
-    named = {str(number): name for number, name in names.items()}
-    if lost := [one for one in source.counts if one not in named and one not in settings.rename]:
-        raise UserError(
-            f"{role}.class_names: has no name for {listed(lost, 5)} of {source.where}; add it"
-        )
-    return named
-
-
 def _renamed(role: Role, source: Source, settings: SourceConfig) -> dict[str, str]:
-    """Return source class -> its name, for classes that have images.
-
-    Numbers get theirs from `class_names`, then `rename` gives others.
-    """
-    rename = {**_named_numbers(role, source, settings), **settings.rename}
+    """Return source class -> name after `rename`, for classes that have images."""
     for name in settings.rename:
         if name not in source.counts:
             near = closest(name, source.classes)
             raise UserError(
                 f"{role}.rename: {source.where} has no class {one_line(name)!r}; closest: {near}"
             )
-    renamed = {name: rename.get(name, name) for name, number in source.counts.items() if number}
-    bare = [name for name in renamed if name not in rename]
+    renamed = {
+        name: settings.rename.get(name, name) for name, number in source.counts.items() if number
+    }
+    bare = [name for name in renamed if name not in settings.rename]
     if source.numbered and bare and settings.classes is None:
         raise UserError(
             f"{role}: the classes of {source.where} are numbers without names ({listed(bare, 5)}); "
-            f"give their names, such as {role}.rename: {{{bare[0]!r}: cat, …}}"
+            f"give their names in {role}.class_names, such as {{{bare[0]}: cat, …}}"
         )
     if not renamed:
         raise UserError(f"{role}: {source.where} has no images with a class; name another source")
@@ -302,7 +286,7 @@ def _select(
     for class_id, name in must_have.items():
         if class_id not in of_source.values():
             hint = (
-                f" (its classes are numbers: map them with {role}.rename)"
+                f" (its classes are numbers: name them in {role}.class_names)"
                 if source.numbered
                 else ""
             )

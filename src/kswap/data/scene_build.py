@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from kswap.config import SwapConfig
 from kswap.data.decode import Item, Progress, class_array, store_for
+from kswap.data.images import skipped
 from kswap.data.pixels import Fitter
 from kswap.data.roles import Roles, assign_roles
 from kswap.data.scene_decode import Arrays, Scene, SceneReader, Scenes, decode_scenes
@@ -285,8 +286,7 @@ def _notes(
 ) -> list[str]:
     notes = []
     if decoded.bad:
-        names = listed((f"{error.name} ({error.reason})" for error in decoded.bad), 20)
-        notes.append(f"{count(len(decoded.bad), 'bad image')} skipped: {names}")
+        notes.append(skipped(decoded.bad))
     scenes = [(item.role, s) for item, s in zip(items, decoded.scenes, strict=True) if s]
     for role in cuts:
         own = [scene for one, scene in scenes if one == role]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kswap.data.coco import coco_table, looks_like_coco
-from kswap.data.layouts import Layout, damaged_json, find_layout, of_pair
+from kswap.data.layouts import Layout, find_layout, not_coco, of_pair
 from kswap.data.mask_files import voc_reader
 from kswap.data.mask_folders import folder_reader, mask_table
 from kswap.data.scene_tables import objects_table, pictures_table
@@ -97,11 +97,12 @@ class SceneOpener:
             return self._of_layout(path, layout)
         source = table_source(path, self.settings, self._maker(), but=(".json", ".csv"))
         if source is None:
-            if broken := damaged_json(path):
-                raise UserError(broken)
+            folders = sorted(one for one in path.iterdir() if one.is_dir())
+            why = not_coco(path, *folders)
             raise UserError(
                 f"{one_line(path)}: is no layout of {self.task} data that kswap knows "
-                f"({_known(self.task)}); name the parts: data: {{images: ..., annotations: ...}}"
+                f"({_known(self.task)}){why}; {'correct it, or ' if why else ''}name the parts: "
+                "data: {images: ..., annotations: ...}"
             )
         return source
 

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kswap.data.class_names import named_cells
 from kswap.data.hf_tables import class_of, columns_of, image_of
 from kswap.data.sources import (
     READERS,
     by_split,
     check_hub,
-    is_empty_table,
+    is_empty,
     looks_like_path,
     no_data,
     reading,
@@ -205,7 +206,8 @@ def _of_files(paths: list[Path], settings: SourceConfig, where: str) -> Shards:
         with whole(path):
             if not path.stat().st_size:
                 return iter(())
-            return tar_cells(path, settings) if kind == "tar" else _table_cells(path, settings)
+            cells = tar_cells(path, settings) if kind == "tar" else _table_cells(path, settings)
+        return named_cells(cells, settings)
 
     sizes = "\n".join(f"{path.name} {path.stat().st_size}" for path in paths)
     return Shards(one_line(where), len(paths), read, sizes)
@@ -218,9 +220,9 @@ def _table_cells(path: Path, settings: SourceConfig) -> Iterator[Cell]:
     if kind == "csv":
         yield from _csv_cells(path, settings)
         return
+    if is_empty(path):
+        return
     with whole(path):
-        if is_empty_table(path):
-            return
         rows = datasets.load_dataset(
             kind,
             data_files={"train": [glob.escape(str(path.absolute()))]},
@@ -241,10 +243,11 @@ def _csv_cells(path: Path, settings: SourceConfig) -> Iterator[Cell]:
         features = datasets.Features(dict.fromkeys(columns, datasets.Value("string")))
         image, label = columns_of(features, settings, where=where)
         for number, row in enumerate(rows):
-            if None in row:  # what the header has no name for
+            if None in row:
                 raise UserError(
-                    f"{where}, row {number}: has {len(columns) + len(row[None])} fields, and the "
-                    f"header has {len(columns)}; put fields with a separator in quotes"
+                    f"{where}, line {rows.line_num}: has {len(columns) + len(row[None])} fields, "
+                    f"and the heading {len(columns)}; quote a field with a separator in it, or "
+                    "correct the line"
                 )
             text = (row[label] or "").strip()
             value = int(text) if text.isdecimal() else text or None
@@ -328,7 +331,8 @@ def _streams(
         def read(number: int) -> Iterator[Cell]:
             shard = dataset.shard(num_shards=total, index=number)
             place = where if total == 1 else f"{where}, shard {number}"
-            return _dataset_cells(shard, settings, where=place, folder=None, from_hub=from_hub)
+            cells = _dataset_cells(shard, settings, where=place, folder=None, from_hub=from_hub)
+            return named_cells(cells, settings)
 
         return Shards(one_line(where), total, read, f"{where} {total}")
 

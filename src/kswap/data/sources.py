@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from kswap.data.class_names import with_names
 from kswap.data.folders import folder_source
 from kswap.data.hf_tables import dataset_table
 from kswap.data.table import SPLIT_NAMES, Source, Table, source_of_splits
@@ -34,6 +35,10 @@ def open_source(role: Role, settings: SourceConfig, in_memory: object = None) ->
     Raises:
         UserError: there is nothing, or nothing usable, where the user points.
     """
+    return with_names(_opened(role, settings, in_memory), settings)
+
+
+def _opened(role: Role, settings: SourceConfig, in_memory: object) -> Source:
     if in_memory is not None:
         return memory_source(role, in_memory, settings)
     data = settings.data
@@ -196,6 +201,28 @@ def table_files(folder: Path) -> list[Path]:
     return [path for path in files if path.is_file() and not path.name.startswith(".")]
 
 
+def is_empty(path: Path) -> bool:
+    """Whether a table file has no rows, which the datasets library reads as damage.
+
+    Of a file that cannot be read its reader tells.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    kind = READERS.get(path.suffix.lower())
+    try:
+        if kind == "parquet":
+            return bool(parquet.read_metadata(path).num_rows == 0)
+        if kind == "arrow":
+            with path.open("rb") as file:
+                return not any(batch.num_rows for batch in pyarrow.ipc.open_stream(file))
+        with path.open("rb") as file:
+            heading = kind == "csv" and bool(next(filter(bytes.strip, file), b""))
+            return (kind != "csv" or heading) and not any(map(bytes.strip, file))
+    except (OSError, pyarrow.ArrowException):
+        return False
+
+
 def by_split(folder: Path, files: list[Path]) -> dict[str, list[Path]]:
     """Sort table files by the split at the start of their names; without any, all are one table.
 
@@ -245,11 +272,11 @@ def _files_source(
         if any(p.suffix.lower() == ".tsv" for ps in files.values() for p in ps)
         else {}
     )
-    with reading(where):
-        full = {s: [p for p in paths if not is_empty_table(p)] for s, paths in files.items()}
-    if without := [split for split, paths in full.items() if not paths]:
-        names = listed(path.name for path in files[without[0]])
-        raise UserError(f"{one_line(where)}: {names}: has no rows; name files that have")
+    full = {split: [p for p in paths if not is_empty(p)] for split, paths in files.items()}
+    empty = [split for split, paths in full.items() if not paths]
+    if empty:
+        place = where if len(full) == 1 else f"{where} [{empty[0]}]"
+        raise UserError(f"{one_line(place)}: has no images; name a source that has some")
     patterns = {
         split: [glob.escape(str(path.absolute())) for path in paths]
         for split, paths in full.items()
@@ -257,15 +284,6 @@ def _files_source(
     with reading(where):
         loaded = datasets.load_dataset(kind, data_files=patterns, **options)
     return _dataset_source(loaded, settings, where=where, folder=folder, table=table)
-
-
-def is_empty_table(path: Path) -> bool:
-    """Whether a parquet file has no rows, which the library does not read."""
-    import pyarrow.parquet
-
-    if READERS.get(path.suffix.lower()) != "parquet":
-        return False
-    return int(pyarrow.parquet.read_metadata(path).num_rows) == 0
 
 
 def configured_source(

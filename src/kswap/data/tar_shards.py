@@ -74,7 +74,7 @@ class _Member(tarfile.TarInfo):
             if len(buf) < tarfile.BLOCKSIZE:
                 raise EOFError("it has no end mark, as if it were cut off") from None
             if any(buf):
-                raise tarfile.ReadError(f"a damaged header between members, {error}") from None
+                raise tarfile.ReadError(f"a damaged header, {error}") from None
             raise  # the end mark
 
 
