@@ -21,6 +21,7 @@ from kswap.benching.execution import Command, OnEnd, RunAll
 GRACE_S = 60.0
 """A child that has not ended so long after SIGTERM is killed, as it is at once when a second signal
 comes meanwhile. Runs go on from their last checkpoint then."""
+_LOOK_S = 0.2
 KSWAP = ("-m", "kswap")
 
 
@@ -85,7 +86,15 @@ def in_processes(num_jobs: int) -> RunAll:
 
         with concurrent.futures.ThreadPoolExecutor(num_jobs) as pool:
             try:
-                return [problem for problem in pool.map(run, commands) if problem]
+                futures = [pool.submit(run, command) for command in commands]
+                left = set(futures)
+                while left:  # now and then awake: a signal may come just before a wait begins
+                    done, left = concurrent.futures.wait(
+                        left, _LOOK_S, concurrent.futures.FIRST_COMPLETED
+                    )
+                    for one in done:
+                        one.result()
+                return [problem for one in futures if (problem := one.result())]
             except BaseException:
                 children.stop()
                 raise
