@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,15 +72,9 @@ def make_missing(
         if problem := children.call(words, threads_each(num_jobs), program=program):
             raise UserError(problem)
 
-    with ThreadPoolExecutor(num_jobs) as pool:
-        try:
-            work = [pool.submit(make_reference, p, s, begin) for s, p in references.items()]
-            work += [pool.submit(make_run, p, preset, s, begin) for s, p in runs.items()]
-            for one in work:
-                one.result()
-        except BaseException:
-            children.stop()
-            raise
+    work = [partial(make_reference, path, seed, begin) for seed, path in references.items()]
+    work += [partial(make_run, path, preset, seed, begin) for seed, path in runs.items()]
+    children.results(work, num_jobs)
 
 
 def lines_of(found: Mapping[int, Mapping[str, Any]]) -> list[str]:

@@ -59,25 +59,18 @@ def verdict(
             return _verdict(reached, failed[0], findings[failed[0]].reason, notes)
         if name != "suppressed" and reference:
             return _verdict(reached, None, f"the ladder ends here: {reference}", notes)
+        # Where A1 has no answer, even "still answers it" is not known.
+        so_far = "not available" if name == "suppressed" else reached
         unknown = [a for a in asked if a in findings and findings[a].status != "pass"]
         if unknown:
-            # Where A1 has no answer, even "still answers it" is not known.
             return _verdict(
-                "not available" if name == "suppressed" else reached,
-                unknown[0],
-                f"{unknown[0]}: {findings[unknown[0]].reason}",
-                notes,
+                so_far, unknown[0], f"{unknown[0]}: {findings[unknown[0]].reason}", notes
             )
         absent = [a for a in asked if a not in findings]
         if absent:
             later = _later_failure(findings, name)
             why = _why_absent(absent, level, skip)
-            return _verdict(
-                "not available" if name == "suppressed" else reached,
-                None,
-                f"the ladder ends here: {why}{later}",
-                notes,
-            )
+            return _verdict(so_far, None, f"the ladder ends here: {why}{later}", notes)
         reached = name
     return _verdict(reached, None, "no audit stopped it; that is evidence, not a proof", notes)
 

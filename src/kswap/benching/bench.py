@@ -101,7 +101,7 @@ def bench(
     referring.check_sources(named, task, train=train_references)
     for job in made:
         plan(job.config.for_task(task))  # a mistake shows before anything is run
-    check_runs(made)
+    check_runs(made)  # outside of what writes a table of the runs that are there
 
     def ended(job: Job, problem: str) -> None:
         on_end(job.name, problem)

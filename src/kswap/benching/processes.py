@@ -8,13 +8,14 @@ group, so that a terminal's Ctrl-C and hang-up reach them as well.
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from kswap.benching.execution import Command, OnEnd, RunAll
 
@@ -22,7 +23,9 @@ GRACE_S = 60.0
 """A child that has not ended so long after SIGTERM is killed, as it is at once when a second signal
 comes meanwhile. Runs go on from their last checkpoint then."""
 _LOOK_S = 0.2
+"""Between two looks at signals: one that comes just before a wait begins does not end it."""
 KSWAP = ("-m", "kswap")
+T = TypeVar("T")
 
 
 class Children:
@@ -52,6 +55,26 @@ class Children:
             with self._lock:
                 self._running.discard(child)
         return complaint(child.returncode, said)
+
+    def results(self, work: Sequence[Callable[[], T]], num_jobs: int) -> list[T]:
+        """Return what each piece of work gives, so many done side by side, in threads.
+
+        Whatever ends this early, a signal or what a piece raises, stops the children.
+        """
+        with concurrent.futures.ThreadPoolExecutor(num_jobs) as pool:
+            try:
+                futures = [pool.submit(piece) for piece in work]
+                left = set(futures)
+                while left:
+                    done, left = concurrent.futures.wait(
+                        left, _LOOK_S, concurrent.futures.FIRST_COMPLETED
+                    )
+                    for one in done:
+                        one.result()
+                return [one.result() for one in futures]
+            except BaseException:
+                self.stop()
+                raise
 
     def stop(self) -> None:
         """Send SIGTERM to all, let no other begin, and wait until all have ended."""
@@ -84,20 +107,8 @@ def in_processes(num_jobs: int) -> RunAll:
             on_end(command.name, problem)
             return f"{command.name}: {problem}" if problem else ""
 
-        with concurrent.futures.ThreadPoolExecutor(num_jobs) as pool:
-            try:
-                futures = [pool.submit(run, command) for command in commands]
-                left = set(futures)
-                while left:  # now and then awake: a signal may come just before a wait begins
-                    done, left = concurrent.futures.wait(
-                        left, _LOOK_S, concurrent.futures.FIRST_COMPLETED
-                    )
-                    for one in done:
-                        one.result()
-                return [problem for one in futures if (problem := one.result())]
-            except BaseException:
-                children.stop()
-                raise
+        work = [functools.partial(run, command) for command in commands]
+        return [problem for problem in children.results(work, num_jobs) if problem]
 
     return run_all
 

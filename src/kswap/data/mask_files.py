@@ -177,7 +177,8 @@ def scan(
             return error
 
     known_formats()  # Pillow loads its plugins in one thread
-    present, bad, empty = [], [], 0
+    present: list[set[int]] = []
+    bad, empty = [], 0
     with ThreadPoolExecutor(8) as pool:
         for found in pool.map(one, range(number)):
             if isinstance(found, BadImageError):
@@ -185,9 +186,10 @@ def scan(
                     pool.shutdown(cancel_futures=True)
                     raise or_skip(found)
                 bad.append(found)
+                present.append(set())
             else:
                 empty += not found
-            present.append(set() if isinstance(found, BadImageError) else found)
+                present.append(found)
     if bad and len(bad) == number:
         raise UserError(f"{bad[0]}; it is one of {number}, and there is no other mask")
     notes = []

@@ -67,9 +67,9 @@ def _more_objects(state: RunState, model: Any) -> list[str]:
     """Return a note for each role with images of more objects than a detector has queries."""
     config = model.config
     most = getattr(config, "num_queries", None) or getattr(config, "num_detection_tokens", None)
-    notes = []
     if not isinstance(most, int):
         return []
+    notes = []
     for role, splits in state.data.sets.items():
         counts = [int((~one.crowd).sum()) for one in splits["train"].boxes or ()]
         if found := sum(count > most for count in counts):
