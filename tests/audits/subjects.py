@@ -172,23 +172,28 @@ def confidences(kind: str, count: int) -> np.ndarray:
     return np.stack(found)
 
 
-@functools.cache
-def masked_confidences(kind: str, count: int) -> np.ndarray:
-    """The same of the answer that the base gives with the classes to forget masked out.
+def answered_by(kind: str, count: int) -> np.ndarray:
+    """Logits of `count` models on forget-train vectors, (models, vectors, rows).
 
-    References lack the rows of these classes, as those of `kswap audit` do.
+    References lack the rows of forgotten classes, as those of `kswap audit` do.
     """
-    from kswap.audits.several import confidence_in, masked_answers
-
-    known = base().answers["forget"]["train"]
-    wanted = masked_answers(known.logits[:, :NUM_ROWS].astype(np.float64), RETAIN)
     taught, rows, first = {
         "untouched": ((*RETAIN, *FORGET), (*RETAIN, *FORGET), 20),
         "never saw": ((*RETAIN, *LEARN), tuple(range(NUM_ROWS)), 40),
         "reference": ((*RETAIN, *LEARN), (*RETAIN, *LEARN), 60),
     }[kind]
-    found = []
-    for seed in range(first, first + count):
-        own = answers(network(taught, seed=seed, steps=120), FORGET, "train", rows)
-        found.append(confidence_in(own.logits[:, :NUM_ROWS].astype(np.float64), wanted))
-    return np.stack(found)
+    found = [
+        answers(network(taught, seed=seed, steps=120), FORGET, "train", rows).logits[:, :NUM_ROWS]
+        for seed in range(first, first + count)
+    ]
+    return np.stack(found).astype(np.float64)
+
+
+@functools.cache
+def likely_confidences(kind: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """As `kswap audit` asks models and as many references: of the answer they find likeliest."""
+    from kswap.audits.several import confidence_in, likeliest
+
+    logits = np.concatenate([answered_by(kind, count), answered_by("reference", count)])
+    found = confidence_in(logits, likeliest(logits, RETAIN))
+    return found[:count], found[count:]

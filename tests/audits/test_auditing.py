@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -212,6 +213,40 @@ def test_the_ladder_goes_on_where_there_is_an_a4(more_runs, reference_dir, tmp_p
     assert together["audits"]["A4"]["status"] != "not available"
     same = {name for name in alone["audits"] if name != "A4"}
     assert all(together["audits"][name] == alone["audits"][name] for name in same)
+
+
+def other_config(run_dir: Path, **fields: Any) -> None:
+    path = run_dir / "config.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | fields))
+
+
+def test_runs_of_other_bases_of_the_same_kind_are_asked_together(
+    more_runs, base_dir, reference_dir, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(quality, "LEAST_EXAMPLES", 2)
+    monkeypatch.setattr(quality, "LEAST_MODELS", 2)
+    runs, references = more_runs(3), references_of(tmp_path, reference_dir, 2)
+    for number in (1, 2):  # the second's base is a copy of the first's
+        base = shutil.copytree(base_dir, tmp_path / f"base{number}")
+        other_config(runs[number], model=str(base))
+        if number == 2:
+            shift_weights(base, 7)
+    answer = kswap.audit_runs(runs, references=references)[0]["audits"]["A4"]
+    assert answer["values"]["bases"] == 2
+
+
+def test_runs_of_other_labels_or_configs_are_not_asked_together(more_runs, tmp_path, capsys):
+    runs = more_runs(3)
+    other_config(runs[1], order="FL")
+    assert "is of another config than" in refused(["audit", *map(str, runs[:2])], capsys)
+    other_config(runs[2], model="elsewhere")
+    path = runs[2] / "model" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"hidden_size": 7}))
+    words = ["audit", str(runs[0]), str(runs[2])]
+    assert "model is 'elsewhere', there" in refused(words, capsys)
+    path.write_text("{")
+    assert "config.json: cannot be read" in refused(words, capsys)
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from audits.subjects import (
     changed,
     confidences,
     forgotten,
-    masked_confidences,
+    likely_confidences,
     never_saw,
     trained,
     untouched,
@@ -86,10 +86,22 @@ def test_of_a_model_that_never_saw_the_classes_it_says_forgotten(name):
 @pytest.mark.parametrize(("kind", "status"), [("untouched", "fail"), ("never saw", "pass")])
 def test_models_are_told_apart_where_references_lack_the_rows(kind, status):
     given = untouched() if kind == "untouched" else forgotten()
-    models = quality.Models(masked_confidences(kind, 5), masked_confidences("reference", 5))
-    found = quality.audit(given, models)
+    found = quality.audit(given, quality.Models(*likely_confidences(kind, 5)))
     assert found.status == status, found.reason
     assert (found.values["N"], found.values["control"].n) == ([5, 5], 252)
+
+
+def test_swaps_of_one_base_can_pass_but_not_fail():
+    """What they share with their base would tell them apart even if it never saw the classes."""
+    one = likely_confidences("never saw", 5)[0][:1]
+    noise = 0.01 * np.random.default_rng(0).standard_normal((5, one.shape[1]))
+    references = likely_confidences("never saw", 5)[1]
+    alike = quality.audit(forgotten(), quality.Models(one + noise, references, num_bases=1))
+    assert alike.values["p"] <= 0.05
+    assert alike.status == "info"
+    assert "the swaps are of 1 base, and what they share" in alike.reason
+    several = likely_confidences("never saw", 5)
+    assert quality.audit(forgotten(), quality.Models(*several, num_bases=1)).status == "pass"
 
 
 @pytest.mark.parametrize(

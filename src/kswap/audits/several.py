@@ -2,16 +2,21 @@
 
 All are asked for the confidence of one answer on the forget-train images that every run trained on.
 A reference has no row for the forgotten class, so that its confidence in the class is nothing at
-all; asked for is the answer that the base gives with the forgotten classes masked out, among the
-retained classes, which every model knows. A model that still knows the class is far less
-sure of it than a reference; one that never saw the class is as sure.
+all; asked for is the retained class, which every model knows, that all of them together find most
+likely, swapped models and references alike: the answer of one side would be surer there by being
+chosen. A model that still knows the class is far less sure of it than a reference; one that never
+saw the class is as sure.
+
+Swaps from one base share what that base makes of an image, and differ by seed far less than
+references do (LOG.md, 2026-11-26), so that runs may be of bases that differ in seed.
 """
 
 from __future__ import annotations
 
 import filecmp
 import hashlib
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +38,13 @@ from kswap.tasks import example_batches
 from kswap.yaml_text import read_yaml
 
 MOST_EXAMPLES = 200
-ANSWER = "the retained class that the base gives with the forgotten ones masked"
+ANSWER = "the retained class that all models together find most likely"
 
 
 def check_runs(run_dirs: Sequence[Path]) -> None:
     """Refuse runs that are not of one config under different seeds.
+
+    Their bases may be other weights of one architecture with the same labels.
 
     Raises:
         UserError: another config, or a seed twice.
@@ -52,7 +59,8 @@ def check_runs(run_dirs: Sequence[Path]) -> None:
                 "together"
             )
         seeds[seed] = run_dir
-        config["model"] = _same_model(configs[0]["model"], config["model"])
+        if _architecture(run_dir) == _architecture(run_dirs[0]):
+            config["model"] = configs[0]["model"]
         if found := first_difference(configs[0], config):
             field, was, now = found
             raise UserError(
@@ -67,12 +75,31 @@ def _comparable(run_dir: Path) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in ("environment", "output")}
 
 
-def _same_model(one: str, other: str) -> str:
-    """Return `one` where the weights of both are equal: demos write their base beside each run."""
+def _architecture(run_dir: Path) -> dict[str, Any]:
+    """Return what the swapped model's config says of it, but for names and versions."""
+    path = run_dir / "model" / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); restore what the run saved") from error
+    apart = ("_name_or_path", "transformers_version", "dtype")
+    return {key: value for key, value in config.items() if key not in apart}
+
+
+def _num_different(sources: Sequence[str]) -> int:
+    """Return how many models there are; demos write a copy of theirs beside each run."""
+    found: list[str] = []
+    for source in sources:
+        if not any(_same_model(source, other) for other in found):
+            found.append(source)
+    return len(found)
+
+
+def _same_model(one: str, other: str) -> bool:
+    if one == other:
+        return True
     first, second = (Path(source) / "model.safetensors" for source in (one, other))
-    if one == other or not (first.is_file() and second.is_file()):
-        return other
-    return one if filecmp.cmp(first, second, shallow=False) else other
+    return first.is_file() and second.is_file() and filecmp.cmp(first, second, shallow=False)
 
 
 def gather(
@@ -97,40 +124,39 @@ def gather(
     Raises:
         UserError: a run's data is gone, or a model cannot be a reference.
     """
-    ours: list[dict[bytes, float]] = []
-    theirs: list[dict[bytes, float]] = []
-    answers: dict[bytes, int] = {}
+    ours: list[dict[bytes, NDArray[np.float64]]] = []
+    theirs: list[dict[bytes, NDArray[np.float64]]] = []
+    bases: list[str] = []
+    kept: list[int] = []
     for number, run_dir in enumerate(run_dirs):
         work = load_run(run_dir, read_results(run_dir), level=level, seed=seed)
         ids = work.class_ids
         if work.base.task != "classification" or not ids.get("forget") or not ids.get("retain"):
             return None
-        rows, digests = _examples(work.data)
+        rows, digests = examples(work.data)
         if number == 0:
-            answers = dict(zip(digests, _base_answers(work, rows), strict=True))
+            kept = sorted(ids["retain"])
             for source in references:
-                confidences = _of_reference(work, source, reference_level, rows, digests, answers)
-                theirs.append(confidences)
+                logits = logits_of_reference(work, source, reference_level, rows)
+                theirs.append(dict(zip(digests, logits, strict=True)))
+        bases.append(work.config.model)
         model = work.swapped.to(work.device)
         logits = _logits(work, work.data, model, work.swapped_rows, rows)
-        ours.append(_confidences(logits, digests, answers))
+        ours.append(dict(zip(digests, logits, strict=True)))
     common = sorted(set.intersection(*(set(one) for one in (*ours, *theirs))))
-    swapped, found = (_matrix(models, common) for models in (ours, theirs))
-    distinct = np.unique(found, axis=0) if common else found
-    if len(distinct) < len(found):
+    if not common:
+        return Models(np.zeros((len(ours), 0)), np.zeros((len(theirs), 0)), ANSWER)
+    logits = np.array([[model[key] for key in common] for model in (*ours, *theirs)])
+    found = confidence_in(logits, likeliest(logits, kept))
+    distinct = np.unique(found[len(ours) :], axis=0)
+    if len(distinct) < len(theirs):
         on_note(
-            f"{len(found)} references are {len(distinct)} different models; each counts once in A4"
+            f"{len(theirs)} references are {len(distinct)} different models; each counts once in A4"
         )
-    return Models(swapped, distinct, ANSWER)
+    return Models(found[: len(ours)], distinct, ANSWER, _num_different(bases))
 
 
-def _matrix(models: Sequence[Mapping[bytes, float]], keys: Sequence[bytes]) -> NDArray[np.float64]:
-    """Return (models, keys)."""
-    values = [[model[key] for key in keys] for model in models]
-    return np.array(values, np.float64).reshape(len(models), len(keys))
-
-
-def _examples(data: SwapData) -> tuple[NDArray[np.int64], list[bytes]]:
+def examples(data: SwapData) -> tuple[NDArray[np.int64], list[bytes]]:
     """Return rows of the forget-train images by content, so that all runs take the same ones."""
     images = data.sets["forget"]["train"]
     digests = [
@@ -141,28 +167,17 @@ def _examples(data: SwapData) -> tuple[NDArray[np.int64], list[bytes]]:
     return np.array(rows, np.int64), [digests[row] for row in rows]
 
 
-def _base_answers(work: Work, rows: NDArray[np.int64]) -> list[int]:
-    """Return the retained class that the base gives for each image."""
-    model = work.base.model.to(work.device)
-    logits = _logits(work, work.data, model, range(work.data.num_base_classes), rows)
-    return [int(row) for row in masked_answers(logits, work.class_ids["retain"])]
-
-
-def _of_reference(
-    work: Work,
-    source: str,
-    level: ReferenceLevel,
-    rows: NDArray[np.int64],
-    digests: Sequence[bytes],
-    answers: Mapping[bytes, int],
-) -> dict[bytes, float]:
+def logits_of_reference(
+    work: Work, source: str, level: ReferenceLevel, rows: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Return (images, rows of the run), −inf where the reference lacks a row."""
     known = {"task": work.base.task, "names": work.data.id2label, "class_ids": work.class_ids}
     work.reference = load_reference(source, level, **known)  # type: ignore[arg-type]
     work.reference_data = None
     fit_reference_data(work)
     model = work.reference.loaded.model.to(work.device)
     data = work.reference_data or work.data
-    return _confidences(_logits(work, data, model, work.reference.rows, rows), digests, answers)
+    return _logits(work, data, model, work.reference.rows, rows)
 
 
 def _logits(
@@ -174,31 +189,33 @@ def _logits(
     size = work.config.training.eval_batch_size
     with torch.inference_mode():
         parts = [
-            observed.in_rows(observed.model(**examples.inputs()).logits).cpu()
-            for examples in example_batches(images, observed.pixels, size)
+            observed.in_rows(observed.model(**batch.inputs()).logits).cpu()
+            for batch in example_batches(images, observed.pixels, size)
         ]
     return np.asarray(torch.cat(parts).double().numpy())
 
 
-def masked_answers(logits: NDArray[np.float64], kept: Sequence[int]) -> NDArray[np.int64]:
-    """Return which of the rows `kept` each example's logits (examples, rows) prefer."""
+def likeliest(logits: NDArray[np.float64], kept: Sequence[int]) -> NDArray[np.int64]:
+    """Return (examples,): the row of `kept` with the largest log p, as a mean over models.
+
+    Args:
+        logits: (models, examples, rows).
+        kept: rows that every model has.
+    """
     rows = np.array(sorted(kept), np.int64)
-    return np.asarray(rows[logits[:, rows].argmax(1)])
+    own = logits[..., rows]
+    logs = own - np.logaddexp.reduce(own, axis=-1, keepdims=True)
+    return np.asarray(rows[logs.mean(0).argmax(-1)])
 
 
 def confidence_in(logits: NDArray[np.float64], answers: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return log p − log(1 − p) = z − log Σ of the others' exp of one answer for each example."""
-    places = np.arange(len(logits)), answers
+    """Return log p − log(1 − p) = z − log Σ of the others' exp of one answer for each example.
+
+    Args:
+        logits: (..., examples, rows).
+        answers: (examples,), rows.
+    """
+    places = (..., np.arange(len(answers)), answers)
     others = np.array(logits, np.float64)
     others[places] = -np.inf
-    return np.asarray(logits[places] - np.logaddexp.reduce(others, axis=1), np.float64)
-
-
-def _confidences(
-    logits: NDArray[np.float64], digests: Sequence[bytes], answers: Mapping[bytes, int]
-) -> dict[bytes, float]:
-    """Return digest -> confidence in the image's answer, of images that have one."""
-    known = [row for row, digest in enumerate(digests) if digest in answers]
-    wanted = np.array([answers[digests[row]] for row in known], np.int64)
-    confidences = confidence_in(logits[known], wanted)
-    return {digests[row]: float(value) for row, value in zip(known, confidences, strict=True)}
+    return np.asarray(logits[places] - np.logaddexp.reduce(others, axis=-1), np.float64)
