@@ -125,5 +125,5 @@ def test_the_demo_under_deep_weighs_features_as_the_preset_does(task, tmp_path):
     for kind in ("learn", "forget"):
         terms = preset[kind]["terms"]
         own = dict(config.stages)[kind].terms
-        for name in {"like", "align", "spread", "own"} & set(terms):
+        for name in {"like", "blur", "spread", "own"} & set(terms):
             assert own[name].weight == terms[name]["weight"], (kind, name)

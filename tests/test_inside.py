@@ -82,7 +82,7 @@ def test_features_are_those_that_the_audits_look_at(name):
 
 FEATURES = {
     name: TermConfig(roles=("forget",), objective=name, layers=("all",))
-    for name in ("dispersion", "impersonation", "translation", "alignment", "class_mean_head",
+    for name in ("dispersion", "impersonation", "translation", "discrimination", "class_mean_head",
                  "subspace", "prototype")
 }  # fmt: skip
 ANSWERS = ("logits", "boxes", "masks")

@@ -83,7 +83,10 @@ def test_a_row_counts_what_fails_as_the_audits_do(methods):
         "A6": {
             "values": {
                 "excess over the reference": {"one": {**gap, "mean": 0.1}},
-                "forget": {methods.RESTORE: {"swapped": {"mean": 0.6}, "reference": {"mean": 0.5}}},
+                "forget": {
+                    way: {"swapped": {"mean": 0.6 + n / 10}, "reference": {"mean": 0.5}}
+                    for n, way in enumerate(methods.RESTORE)
+                },
             }
         },
     }
@@ -101,6 +104,6 @@ def test_a_row_counts_what_fails_as_the_audits_do(methods):
     )
     audited, bare = text.splitlines()[2:]
     assert audited.startswith("| `a` | 1 | 80.0 | 0.0 | 90.0 |")
-    assert audited.endswith("| 1/1 1/1 0/1 | 1.0 | 80.0 | 0.25 | 1.0 | 60.0 | 50.0 |")
+    assert audited.endswith("| 1/1 1/1 0/1 | 1.0 | 80.0 | 0.25 | 1.0 | 60.0 (50.0) | 70.0 (50.0) |")
     assert bare.startswith("| `b-c` |")
     assert bare.count("not audited") == 7

@@ -23,7 +23,7 @@ LOOKING = {
     "spread": {"roles": ["forget"], "objective": "dispersion", "layers": ["head", 0.5, 1.0]},
     "like": {"roles": ["forget"], "objective": "impersonation", "layers": ["all"]},
     "move": {"roles": ["forget"], "objective": "translation", "layers": [1.0]},
-    "align": {"roles": ["forget"], "objective": "alignment", "layers": [0.5], "whiten": True},
+    "blur": {"roles": ["forget"], "objective": "discrimination", "layers": [0.5], "whiten": True},
     "own": {"roles": ["retain"], "objective": "feature_distillation", "whiten": True},
 }
 

@@ -285,7 +285,7 @@ class TermConfig(Frozen):
         "dispersion",
         "impersonation",
         "translation",
-        "alignment",
+        "discrimination",
         "class_mean_head",
         "subspace",
         "feature_distillation",
@@ -309,9 +309,9 @@ class TermConfig(Frozen):
     mean of its tokens (segmentation and detection: the mean of those under a region or box, or the
     query nearest to it); `all`, the head and every block. The loss is the mean over the places."""
     whiten: bool = False
-    """Whether features are first whitened by the base's covariance within classes on the training
-    images, so that directions that hardly vary count as much as those that do, as they do for a
-    linear probe."""
+    """Whether features are first whitened by the base's covariance within retained classes on the
+    training images, plus the mean variance in every direction, so that directions count as they do
+    for a head that is fitted to a few images."""
     hedge: Share = 0.3
     """Of `hedged_cross_entropy`: the base's part in the target."""
     tilt: NonNegative = 1.0

@@ -240,3 +240,18 @@ def test_over_forgetting_is_flagged():
 
 def test_never_saw_is_deterministic():
     assert never_saw("swapped", seed=2) is never_saw("swapped", seed=2)
+
+
+def test_a_refitted_head_is_regularised_as_does_best_from_as_few_images():
+    given = restore.features_of(base(), "before the head")
+    draws = [given.draw(2, seed=0, draw=number) for number in range(2)]
+    x, y = given.chosen
+    by_strength = {
+        c: np.mean([probe.balanced(given.refitted(rows, c)(x), y) for rows in draws])
+        for c in probe.REGULARISATIONS
+    }
+    best = max(by_strength, key=by_strength.__getitem__)
+    assert len(set(by_strength.values())) > 1
+    features = given.tests[0][0]
+    for answer, rows in zip(restore._refitted(given, draws), draws, strict=True):
+        assert (answer(features) == given.refitted(rows, best)(features)).all()

@@ -182,7 +182,7 @@ def probe(subject: Subject, layer: str, *, seed: int) -> Probed:
 
     tests = scaled(forget.layers[layer]), scaled(retain.layers[layer])
     x, x_chosen = scaled(x), scaled(x_chosen)
-    tried = {c: _balanced(fit(x, y, c).predict(x_chosen), y_chosen) for c in REGULARISATIONS}
+    tried = {c: balanced(fit(x, y, c).predict(x_chosen), y_chosen) for c in REGULARISATIONS}
     best = max(tried, key=tried.__getitem__)
     hits: list[tuple[NDArray[np.bool_], NDArray[np.bool_]]] = []
     for repetition in range(SEEDS):
@@ -214,7 +214,7 @@ def fit(x: Matrix, y: Labels, regularisation: float) -> LogisticRegression:
         ).fit(x, y)
 
 
-def _balanced(answers: Labels, truth: Labels) -> float:
+def balanced(answers: Labels, truth: Labels) -> float:
     """Return the mean over classes of the share that is right."""
     return float(np.mean([(answers[truth == c] == c).mean() for c in np.unique(truth)]))
 

@@ -142,7 +142,7 @@ _BY_PRESET: dict[str, dict[str, dict[str, Any]]] = {
     },
     # It forgets in more blocks, and its own terms hold features. Below the last six of nine base
     # and reference hold as much (docs/audits.md).
-    "deep": {"classification": {"stages": {"forget": {"depth": "last-6", "epochs": 7.5}}}},
+    "deep": {"classification": {"stages": {"forget": {"depth": "last-6", "epochs": 11.5}}}},
 }
 """What it sets under one of these presets alone."""
 

@@ -178,13 +178,12 @@ def _translation(u: Units, t: TermConfig, divisor: float) -> Tensor:
     )
 
 
-def _alignment(u: Units, t: TermConfig, divisor: float) -> Tensor:
-    rows = _pair_rows(u)
+def _discrimination(u: Units, t: TermConfig, divisor: float) -> Tensor:
     losses = []
-    for f, name, place in _at_places(u, t):
-        shifts = place.shifts[rows]
-        far = shifts.square().sum(-1)
-        losses.append(deep.alignment(f, _of_base(u, name) + shifts, rows, far))
+    for f, _, place in _at_places(u, t):
+        apart = place.apart[u.class_ids.clamp_max(len(place.apart) - 1)]
+        apart = apart * (u.class_ids < len(place.apart))
+        losses.append(deep.discrimination(f, u.class_ids, place.middle, place.between, apart))
     return _mean(losses)
 
 
@@ -279,7 +278,7 @@ OBJECTIVES: Mapping[str, Callable[[Units, TermConfig, float], Tensor]] = {
     "dispersion": _dispersion,
     "impersonation": _impersonation,
     "translation": _translation,
-    "alignment": _alignment,
+    "discrimination": _discrimination,
     "class_mean_head": _class_mean_head,
     "subspace": _subspace,
     "feature_distillation": _feature_distillation,
@@ -290,7 +289,7 @@ OBJECTIVES: Mapping[str, Callable[[Units, TermConfig, float], Tensor]] = {
 returns (units,)."""
 NEEDS_FEATURES = frozenset(
     {"dispersion", "impersonation", "class_mean_head", "subspace", "feature_distillation"}
-    | {"prototype", "bounded_prototype", "translation", "alignment"}
+    | {"prototype", "bounded_prototype", "translation", "discrimination"}
 )
 """Objectives on the features of units."""
 NEEDS_BANK = NEEDS_FEATURES | {"tilted_distillation"}
@@ -298,19 +297,19 @@ NEEDS_BANK = NEEDS_FEATURES | {"tilted_distillation"}
 NEEDS_BASE = frozenset(
     {"distillation", "masked_distillation", "restricted_distillation", "tilted_distillation"}
     | {"negative_distillation", "nearest_class", "impersonation", "class_mean_head"}
-    | {"feature_distillation", "hedged_cross_entropy", "translation", "alignment"}
+    | {"feature_distillation", "hedged_cross_entropy", "translation"}
 )
 """Objectives that compare with the base model's outputs."""
 NEEDS_KEPT = frozenset(
     {"masked_distillation", "restricted_distillation", "tilted_distillation", "nearest_class"}
-    | {"impersonation", "class_mean_head", "hedged_cross_entropy", "translation", "alignment"}
+    | {"impersonation", "class_mean_head", "hedged_cross_entropy", "translation"}
 )
 """Those that do so on the classes that are not forgotten; without any they have no value."""
-NEEDS_OWN = frozenset({"feature_distillation", "translation", "alignment"})
+NEEDS_OWN = frozenset({"feature_distillation", "translation"})
 """Objectives that compare with the base's features of the same image."""
-NEEDS_HEAD = frozenset({"translation", "alignment"})
+NEEDS_HEAD = frozenset({"translation"})
 """Objectives that look at what the head receives, wherever else they do."""
-NEEDS_RETAINED = frozenset({"impersonation", "class_mean_head", "translation", "alignment"})
+NEEDS_RETAINED = frozenset({"impersonation", "class_mean_head", "translation", "discrimination"})
 """Objectives that need images of retained classes."""
 NEEDS_NOISE = frozenset({"impersonation", "random_labels"})
 """Objectives that draw."""

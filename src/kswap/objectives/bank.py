@@ -13,10 +13,16 @@ from torch import Tensor
 from kswap.objectives.units import Bank, Place
 from kswap.settings import Role
 
-_SHRINKAGE = 0.1
-"""Share of the mean variance that is added to every direction before whitening."""
+_SHRINKAGE = 1.0
+"""Share of the mean variance that is added to every direction before whitening: about what the
+regularisation of a head that is fitted to a few images amounts to (LOG.md, 2026-11-26)."""
 _RETAINED_ENERGY = 0.9
 """Share of the variance of retained images that their main directions hold (`Place.basis`)."""
+_MOST_BETWEEN = 0.25
+"""Share of all directions that `Place.between` takes at most: the means of many classes differ in
+all, and nothing would be left to tell a class by."""
+_LEAST_APART = 1e-4
+"""A class that is nearer to the retained ones, as a share of the spread, is not apart."""
 
 
 def white(name: str) -> str:
@@ -127,8 +133,9 @@ def _place(
     present = torch.unique(ids)
     means = _class_means(rows, ids, num_base)
     centre = means[present].mean(0)
-    scatter = rows - means[ids]
-    covariance = scatter.T @ scatter / len(rows)
+    gone = torch.isin(ids, torch.tensor(sorted(forget_ids), dtype=ids.dtype, device=ids.device))
+    scatter = (rows - means[ids])[~gone if len(kept) else slice(None)]
+    covariance = scatter.T @ scatter / len(scatter)
     mean_variance = covariance.diagonal().mean()
     eye = torch.eye(len(covariance), device=rows.device)
     values, vectors = torch.linalg.eigh(covariance + _SHRINKAGE * mean_variance * eye)
@@ -144,9 +151,35 @@ def _place(
         if len(own):
             basis[c], energy[c] = _spectrum(own - own @ main @ main.T)
     spread = (rows - centre).square().sum(-1).mean()
+    middle, between, apart = _outside(means, present, torch.unique(ids[~gone]), centre)
     return Place(
-        kept, means, centre, spread, whitening, basis, energy, _shifts(rows, means, *pairs)
+        images=kept,
+        means=means,
+        centre=centre,
+        spread=spread,
+        whitening=whitening,
+        basis=basis,
+        energy=energy,
+        middle=middle,
+        between=between,
+        apart=apart.where(apart > _LEAST_APART * spread, 0.0),
+        shifts=_shifts(rows, means, *pairs),
     )
+
+
+def _outside(
+    means: Tensor, present: Tensor, retained: Tensor, centre: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return `Place.middle`, `Place.between` and `Place.apart`."""
+    middle, between = centre, means.new_zeros(means.shape[1], 0)
+    if len(retained):
+        middle = means[retained].mean(0)
+        most = min(len(retained) - 1, int(_MOST_BETWEEN * means.shape[1]))
+        between = _spectrum(means[retained] - middle)[0][:, :most]
+    moved = means[present] - middle
+    apart = means.new_zeros(len(means))
+    apart[present] = (moved - moved @ between @ between.T).square().sum(-1)
+    return middle, between, apart
 
 
 def _spectrum(rows: Tensor) -> tuple[Tensor, Tensor]:

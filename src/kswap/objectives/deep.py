@@ -1,10 +1,10 @@
 """Objectives on features: forgetting below the answer, where a probe or a few images would find it.
 
-Sources: dispersion, Spotter (ICML 2026); class means as an attacker's head, impersonation and
-translation, own design (docs/method.md); subspace, after FG-OrIU (ICCV 2025, arXiv 2601.13578);
-prototype, after GS-LoRA++ (TPAMI 2026, arXiv 2501.09705); tilted distillation, after TREW. All
-distances are divided by a scale of the base model's features, so that a weight means the same in
-every layer and model.
+Sources: dispersion, Spotter (ICML 2026); class means as an attacker's head, impersonation,
+translation and discrimination, own design (docs/method.md); subspace, after FG-OrIU (ICCV 2025,
+arXiv 2601.13578); prototype, after GS-LoRA++ (TPAMI 2026, arXiv 2501.09705); tilted distillation,
+after TREW. All distances are divided by a scale of the base model's features, so that a weight
+means the same in every layer and model.
 """
 
 from __future__ import annotations
@@ -49,20 +49,27 @@ def feature_distillation(
     return (features.float() - targets).square().sum(-1) / spread.clamp_min(_TINY)
 
 
-def alignment(
+def discrimination(
     features: Float[Tensor, "units size"],
-    targets: Float[Tensor, "units size"],
-    groups: Int[Tensor, " units"],
+    class_ids: Int[Tensor, " units"],
+    middle: Float[Tensor, " size"],
+    between: Float[Tensor, "size directions"],
     squares: Float[Tensor, " units"],
 ) -> Float[Tensor, " units"]:
-    """Return ||mean over a unit's group in the batch of (f - t)||² / d² of each unit; d² is given.
+    """Return mean_j ⟨r_i, r_j⟩ / d² of each unit, j the others of its class in the batch.
 
-    Where d is how far the base's mean is from the target's it begins at 1, and at 0 a linear
-    probe has no mean to tell the group by. A unit with d = 0 has 0.
+    r = f - m less its part in `between`, the orthonormal directions between the means of retained
+    classes, whose middle is m: on whitened features ⟨r_i, mean_j r_j⟩ is what a linear discriminant
+    that is fitted to the others tells unit i by. The mean over units estimates the square of the
+    mean r of the class without bias, from few units too; with d² that of the base it begins at 1.
+    A unit that is alone in its class, or with d = 0, has 0.
     """
-    same = (groups[:, None] == groups[None, :]).float()
-    means = same @ (features.float() - targets) / same.sum(-1, keepdim=True)
-    return (means.square().sum(-1) / squares.clamp_min(_TINY)).where(squares > 0, 0.0)
+    moved = features.float() - middle
+    left = moved - moved @ between @ between.T
+    same = class_ids[:, None] == class_ids[None, :]
+    same = same & ~torch.eye(len(class_ids), dtype=torch.bool, device=class_ids.device)
+    products = (left @ left.T).masked_fill(~same, 0.0).sum(-1) / same.sum(-1).clamp_min(1)
+    return (products / squares.clamp_min(_TINY)).where(squares > 0, 0.0)
 
 
 def drawn_images(

@@ -25,12 +25,21 @@ class Place:
     spread: Tensor
     """(), mean squared distance of an image from the centre."""
     whitening: Tensor
-    """(size, size), symmetric: makes the covariance within classes the identity."""
+    """(size, size), symmetric: makes the covariance within retained classes (within all, where none
+    is retained), plus the mean variance in every direction, the identity."""
     basis: Mapping[int, Tensor]
     """Forget class -> (size, directions), orthonormal, ordered by variance: that of its images
     which lies outside the main directions of the retained images."""
     energy: Mapping[int, Tensor]
     """Forget class -> (directions,), share of the variance in the directions up to each."""
+    middle: Tensor
+    """(size,), the mean of the means of retained classes; the centre, where there are none."""
+    between: Tensor
+    """(size, directions), orthonormal: where the means of retained classes differ; by variance, at
+    most a quarter of all directions."""
+    apart: Tensor
+    """(base classes,), squared distance of a class's mean from the middle along all other
+    directions; 0 where it has no mean or is not apart."""
     shifts: Tensor
     """(1 + pairs, size), by `Bank.pairs`: what takes the mean of the images of a forget class that
     look like a retained one to the mean of that; 0 in the first row."""

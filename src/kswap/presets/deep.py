@@ -25,10 +25,11 @@ _DEEP = {
         "weight": 8.0,
         "layers": _PLACES,
     },
-    # What is left between the means, where directions that hardly vary count as for a probe.
-    "align": {
+    # What a head that is fitted to a few of them would tell the others by, at the end. From the
+    # products of different images, as the mean of a batch is mostly noise.
+    "blur": {
         "roles": ["forget"],
-        "objective": "alignment",
+        "objective": "discrimination",
         "weight": 3.0,
         "layers": _END,
         "whiten": True,
@@ -53,7 +54,7 @@ _DEEP = {
 _HELD = {**_DEEP["own"], "weight": 2.0, "layers": ["head", 0.78, 1.0]}
 # A batch of scenes has few forgotten objects, whose means are noise; and with the weights above
 # their features took the gradient from their answers (LOG.md, 2026-11-25).
-_SCENES = {"like": 1.0, "align": 0.0, "spread": 0.5, "own": 1.0, "forget": 5.0}
+_SCENES = {"like": 1.0, "blur": 0.0, "spread": 0.5, "own": 1.0, "forget": 5.0}
 
 
 def _stages(learn: dict[str, Any], forget: dict[str, Any]) -> dict[str, Any]:
@@ -67,7 +68,7 @@ DEEP = merge(
         {},
         {
             "streams": {"forget": {"batch_size": 32}},  # twice `default`'s: steadier means
-            "min_steps": 120,  # features move more slowly than answers
+            "min_steps": 180,  # features move more slowly than answers
         },
     ),
 )
