@@ -98,7 +98,8 @@ def audit_runs(
     the model beside the run.
 
     Args:
-        run_dirs: folders of finished runs that differ in seed and output only.
+        run_dirs: folders of finished runs that differ in seed, output and the weights of their base
+            only. A failed A4 decides where these are of five bases.
         level: as of `audit`.
         references: hub ids or folders of models that never saw the forget data, with seeds of their
             own. Left out: RUN-reference beside each run, where there is one.

@@ -144,7 +144,7 @@ def _dispatch(words: list[str]) -> int:
         type=Path,
         nargs="+",
         help="folder of a finished run; several of one config with other seeds also get A4, which "
-        "takes 5 of them and 5 references",
+        "takes 5 of them, best of 5 bases, and 5 references",
     )
     audit.add_argument(
         "--level",

@@ -59,13 +59,15 @@ def check_runs(run_dirs: Sequence[Path]) -> None:
                 "together"
             )
         seeds[seed] = run_dir
-        if _architecture(run_dir) == _architecture(run_dirs[0]):
-            config["model"] = configs[0]["model"]
+        first = configs[0]["model"]
+        if config["model"] != first and _architecture(run_dir) == _architecture(run_dirs[0]):
+            config["model"] = first
         if found := first_difference(configs[0], config):
             field, was, now = found
             raise UserError(
                 f"{run_dir}: is of another config than {run_dirs[0]}: {field} is {now!r}, there "
-                f"{was!r}; audit runs together that differ in seed and output only"
+                f"{was!r}; audit runs together that differ in seed, output and weights of the "
+                "base only"
             )
 
 
