@@ -123,6 +123,9 @@ def _audited(audits: Sequence[Mapping[str, Any]]) -> list[str]:
     ways = [_failing(r["excess over the reference"]) for r in restored]
     back = []
     for way in RESTORE:
+        if any(way not in r["forget"] for r in restored):  # of a record from before it was asked
+            back.append("not available")
+            continue
         pair = [
             shown(table.spread([r["forget"][way][name]["mean"] for r in restored]), 100)
             for name in ("swapped", "reference")
@@ -153,7 +156,7 @@ def summary(results: Mapping[str, Any]) -> dict[str, Any]:
     kept["A5"]["values"] = {key: probes[key] for key in of_probes}
     kept["A6"]["values"] = {
         "excess over the reference": restored["excess over the reference"],
-        "forget": {RESTORE: restored["forget"][RESTORE]},
+        "forget": {way: restored["forget"][way] for way in RESTORE},
     }
     verdict = {key: audit["verdict"][key] for key in ("level", "reason")}
     return {**scores_of(results), "audit": {"verdict": verdict, "audits": kept}}
