@@ -159,7 +159,7 @@ def lines_of(found: Mapping[int, Mapping[str, Any]]) -> list[str]:
     lines += ["", f"Means: {', '.join(means)}."]
     lines += [
         "",
-        "What stopped or ended each, and the reasons of A3 and A4 and of what failed:",
+        "What stopped or ended each, and the reasons of A2, A3, A4 and of what failed:",
         "",
     ]
     for seed, results in found.items():
@@ -167,7 +167,7 @@ def lines_of(found: Mapping[int, Mapping[str, Any]]) -> list[str]:
         lines.append(f"* seed {seed}: {audit['verdict']['reason']}")
         for name in AUDITS:
             one = audit["audits"][name]
-            if name in ("A3", "A4") or one["status"] == "fail":
+            if name in ("A2", "A3", "A4") or one["status"] == "fail":
                 lines.append(f"  * {name} ({one['status']}): {one['reason']}")
     return lines
 
