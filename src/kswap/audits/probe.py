@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
+from kswap.audits.features import BEFORE_HEAD
 from kswap.audits.findings import Cell, Curve, Finding, Interval, Table, missing, not_available
 from kswap.audits.statistics import difference, t_interval
 from kswap.audits.subjects import NO_FORGET, Case, Subject
@@ -117,9 +118,10 @@ def _reason(
         return case.without_decision()
     if over:
         worst = max(over, key=lambda layer: excess[layer].mean)
+        where = worst if worst == BEFORE_HEAD else f"after {worst}"
         return (
             f"in {len(over)} of {len(names)} layers the forgotten classes are told apart better "
-            f"than in the reference, most after {worst} (by {excess[worst].mean:.3f})"
+            f"than in the reference, most {where} (by {excess[worst].mean:.3f})"
         )
     return f"in none of {len(names)} layers better told apart than in the reference"
 
