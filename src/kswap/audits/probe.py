@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 
 from kswap.audits.features import BEFORE_HEAD
 from kswap.audits.findings import Cell, Curve, Finding, Interval, Table, missing, not_available
@@ -209,7 +210,9 @@ def probe(subject: Subject, layer: str, *, seed: int) -> Probed:
 
 def fit(x: Matrix, y: Labels, regularisation: float) -> LogisticRegression:
     """Fit a multinomial logistic regression; where it stops short is near enough for a probe."""
-    with warnings.catch_warnings():
+    # One thread of BLAS: matrices of a probe are small, and threads that wait for each other took
+    # three times the processor's time, and no less by the clock (LOG.md, 2026-11-26).
+    with warnings.catch_warnings(), threadpool_limits(1, user_api="blas"):
         warnings.simplefilter("ignore", ConvergenceWarning)
         return LogisticRegression(
             C=regularisation, class_weight="balanced", max_iter=60, tol=1e-3
