@@ -19,6 +19,12 @@ from kswap.objectives.forgetting import masked_distillation
 _TINY = 1e-12
 
 
+def _others_of_class(class_ids: Int[Tensor, " units"]) -> Bool[Tensor, "units units"]:
+    """Return which other units are of the same class."""
+    same = class_ids[:, None] == class_ids[None, :]
+    return same & ~torch.eye(len(class_ids), dtype=torch.bool, device=class_ids.device)
+
+
 def dispersion(
     features: Float[Tensor, "units size"],
     class_ids: Int[Tensor, " units"],
@@ -30,8 +36,7 @@ def dispersion(
     without a direction that the class has in common it is 0 or less. A unit that is alone has 0.
     """
     ways = functional.normalize(features.float() - centre, dim=-1)
-    same = class_ids[:, None] == class_ids[None, :]
-    same = same & ~torch.eye(len(class_ids), dtype=torch.bool, device=class_ids.device)
+    same = _others_of_class(class_ids)
     cosines = (ways @ ways.T).masked_fill(~same, 0.0)
     return cosines.sum(-1) / same.sum(-1).clamp_min(1)
 
@@ -66,8 +71,7 @@ def discrimination(
     """
     moved = features.float() - middle
     left = moved - moved @ between @ between.T
-    same = class_ids[:, None] == class_ids[None, :]
-    same = same & ~torch.eye(len(class_ids), dtype=torch.bool, device=class_ids.device)
+    same = _others_of_class(class_ids)
     products = (left @ left.T).masked_fill(~same, 0.0).sum(-1) / same.sum(-1).clamp_min(1)
     return (products / squares.clamp_min(_TINY)).where(squares > 0, 0.0)
 
@@ -112,8 +116,7 @@ def class_mean_head(
     kept = ~forgotten & (means != 0).any(-1)
     moved = features.float() - centre
     ways = functional.normalize(moved, dim=-1)
-    same = class_ids[:, None] == class_ids[None, :]
-    same = same & ~torch.eye(len(class_ids), dtype=torch.bool, device=class_ids.device)
+    same = _others_of_class(class_ids)
     others = same.sum(-1)
     own = functional.normalize(same.to(moved.dtype) @ moved, dim=-1)
     rows = functional.normalize(means[kept] - centre, dim=-1)
