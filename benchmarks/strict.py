@@ -186,9 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     references = {seed: folder / f"{seed}-reference" for seed in seeds}
     runs = {seed: folder / f"{preset}-{seed}" for seed in seeds}
     folder.mkdir(parents=True, exist_ok=True)
-    work: list[Callable[[Begin], None]] = []
-    for seed, path in references.items():
-        work.append(partial(make_reference, path, seed))
+    work = [partial(make_reference, path, seed) for seed, path in references.items()]
     if arguments.control:
         controls = [folder / f"control-{seed}" for seed in seeds]
         work.append(partial(train, folder / "control-base", RETAIN, 0))

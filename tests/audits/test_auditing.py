@@ -135,20 +135,24 @@ def test_an_adapter_that_is_gone_is_said(run_dir, reference_dir):
     assert row[:2] == ["same LoRA, 10 % of forget", "not available: the run's adapter is gone"]
 
 
-def test_a_strict_audit_of_a_run_that_learns_nothing(base_dir, old_images, tmp_path):
-    from kswap.audits import battery
-    from kswap.audits.relearning import LEARN_SET, Condition
-
+def only_forget(model: Path, images: Path, name: str, output: Path) -> None:
     values = {
-        "model": str(base_dir),
-        "forget": {"data": str(old_images), "classes": ["red"]},
-        "retain": {"data": str(old_images)},
+        "model": str(model),
+        "forget": {"data": str(images), "classes": [name]},
+        "retain": {"data": str(images)},
         "order": "F",
-        "output": str(tmp_path / "run"),
+        "output": str(output),
         "stages": {"forget": {"max_steps": 2, "min_steps": 1}},
         "training": {"device": "cpu"},
     }
     kswap.swap(SwapConfig.from_mapping(values))
+
+
+def test_a_strict_audit_of_a_run_that_learns_nothing(base_dir, old_images, tmp_path):
+    from kswap.audits import battery
+    from kswap.audits.relearning import LEARN_SET, Condition
+
+    only_forget(base_dir, old_images, "red", tmp_path / "run")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(battery.relearning, "STRICT", (Condition(LEARN_SET, "new LoRA"),))
         answer = kswap.audit(tmp_path / "run", level="strict", skip=["A3", "A9"])
@@ -313,16 +317,8 @@ def test_runs_that_do_not_belong_together_are_refused(mistake, said, more_runs, 
 
 
 def test_classes_that_an_earlier_swap_forgot_are_scored_again(swapped_run, old_images, tmp_path):
-    values = {
-        "model": str(swapped_run / "model"),  # it forgot red
-        "forget": {"data": str(old_images), "classes": ["green"]},
-        "retain": {"data": str(old_images)},
-        "order": "F",
-        "output": str(tmp_path / "second"),
-        "stages": {"forget": {"max_steps": 2, "min_steps": 1}},
-        "training": {"device": "cpu"},
-    }
-    kswap.swap(SwapConfig.from_mapping(values))
+    model = swapped_run / "model"  # it forgot red
+    only_forget(model, old_images, "green", tmp_path / "second")
     answer = kswap.audit(tmp_path / "second")
     check_shape(answer)
     tables = {table["title"]: table for table in answer["audits"]["A1"]["tables"]}
