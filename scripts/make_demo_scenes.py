@@ -49,7 +49,8 @@ def plan() -> dict[str, list[str]]:
     """Return the options of each training by the folder it writes; --init names another one.
 
     The shipped detection base and the first training of the segmentation base come from an earlier
-    state of these scripts, whose backgrounds varied less.
+    state of these scripts, whose backgrounds varied less. Their references are trained for longer,
+    therefore; the shipped ones went on from the eight-bit weights of their first training.
     """
     texts = {
         "backbone": "backbone --classes retain --num-images 25600 --rate 8e-4",
@@ -57,12 +58,18 @@ def plan() -> dict[str, list[str]]:
         "segmentation-first": _training("segmentation", "base", "segmentation-retain", 8000),
         "segmentation-base": _training("segmentation", "base", "segmentation-first", 8000, 0.8, 5)
         + " --rate 3e-4",
-        "segmentation-reference": _training(
+        "segmentation-reference-first": _training(
             "segmentation", "reference", "segmentation-retain", 12000
+        ),
+        "segmentation-reference": _training(
+            "segmentation", "reference", "segmentation-reference-first", 16000, seed=3
         ),
         "detection-retain": _training("detection", "retain", "backbone", 20000, 0.0, 1),
         "detection-base": _training("detection", "base", "detection-retain", 9600),
-        "detection-reference": _training("detection", "reference", "detection-retain", 10000),
+        "detection-reference-first": _training("detection", "reference", "detection-retain", 10000),
+        "detection-reference": _training(
+            "detection", "reference", "detection-reference-first", 24000, seed=3
+        ),
     }
     return {name: text.split() for name, text in texts.items()}
 

@@ -82,9 +82,9 @@ objects of the forget classes lie too and count as background).
 |---|---|{rule}
 {rows}
 
-The reference is the weaker model on what both know, so that `kswap audit` does not let it decide
-anything (docs/audits.md). The first training of the shipped bases showed plainer backgrounds than
-the scripts do now.
+The reference was trained for longer than the base, as its backgrounds vary more: the first training
+of the shipped bases showed plainer ones than the scripts do now. `kswap audit` compares what the
+two retain on the pictures of each run (docs/audits.md).
 
 Trained by (seconds on a shared core; {seconds}):
 

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -273,6 +274,32 @@ def test_a_file_is_no_run_folder(tmp_path, capsys, command):
     assert main([command, str(tmp_path / "results.json")]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "results.json: is a file; name a run folder" in line
+    assert "delete" not in line
+
+
+@pytest.mark.parametrize("command", ["report", "evaluate", "audit"])
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PermissionError(13, "Permission denied"), "(Permission denied); correct the permissions"),
+        (OSError(5, "Input/output error"), "(Input/output error); mend the disk"),
+    ],
+)
+def test_results_that_cannot_be_read_are_not_to_be_deleted(
+    tmp_path, capsys, monkeypatch, command, error, said
+):
+    write_run(tmp_path, "classification")
+    read_text = Path.read_text
+
+    def refuse(path, *args, **options):  # root reads what it likes: permissions alone do not do it
+        if path.name == "results.json":
+            raise error
+        return read_text(path, *args, **options)
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    assert main([command, str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert f"{tmp_path / 'results.json'}: cannot be read {said}" in line
     assert "delete" not in line
 
 

@@ -195,6 +195,8 @@ def test_model_and_data_sets_in_memory(values, old_images, new_images, tmp_path)
     )  # fmt: skip
     assert result.results["classes"]["learn"] == sorted(NEW)
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    with pytest.raises(UserError, match=r"data was given in memory, .*; evaluate a run whose"):
+        kswap.evaluate(result.run_dir)
 
 
 @pytest.mark.parametrize("order", ["L", "F", "FL", "J", "LFL", "FLF"])

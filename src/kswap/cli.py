@@ -281,7 +281,7 @@ def _dispatch(words: list[str]) -> int:
 def _split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
     """Take overrides, `--key value` and `--key=value`, out of a run or demo command.
 
-    Every override has a value.
+    A word that begins with two dashes is never a value; one dash may begin one, such as -1e-3.
     """
     own = {
         "run": frozenset[str](),
@@ -291,8 +291,9 @@ def _split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
     if not words or words[0] not in own:
         return words, []
     plain, overrides = [words[0]], list[str]()
-    rest = iter(words[1:])
-    for word in rest:
+    rest = words[1:]
+    while rest:
+        word = rest.pop(0)
         option = word.split("=")[0]
         if not word.startswith("--") or option in own[words[0]] or word in ("--help", "--"):
             plain.append(word)  # what follows an own option is a plain word
@@ -300,12 +301,10 @@ def _split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
         if word == "--analysis":
             overrides.append("--training.analysis=true")
             continue
-        overrides += [word] if "=" in word else [word, *_next(rest)]
+        overrides.append(word)
+        if "=" not in word and rest and not rest[0].startswith("--"):
+            overrides.append(rest.pop(0))
     return plain, overrides
-
-
-def _next(rest: Iterator[str]) -> list[str]:
-    return [value] if (value := next(rest, None)) else []
 
 
 def _run(arguments: argparse.Namespace, overrides: list[str]) -> None:
@@ -321,7 +320,9 @@ def _demo(arguments: argparse.Namespace, overrides: list[str]) -> None:
     output = arguments.output or Path(f"runs/demo{suffix}")
     config = demo_config(arguments.task, output, overrides)
     answer = _swap(config).results["audit"]
-    if rank() or arguments.audit == "none" or not set(config.order) & set("FJ"):
+    from kswap.settings import forgets
+
+    if rank() or arguments.audit == "none" or not forgets(config.order):
         return
     if answer.get("level") != arguments.audit:
         from kswap.auditing import audit
@@ -350,7 +351,10 @@ def _swap(config: SwapConfig) -> SwapResult:
     if result.resumed and not result.notes:
         _say("kswap: this run was begun before; its results:")
     classes = result.results["classes"]
-    for verb, role in (("learned", "learn"), ("forgot", "forget"), ("retained", "retain")):
+    from kswap.settings import forgets
+
+    done = "forgot" if forgets(config.order) else "untouched"
+    for verb, role in (("learned", "learn"), (done, "forget"), ("retained", "retain")):
         _print(f"{verb:9}{', '.join(map(printable, classes[role])) or '–'}")
     show(result.results)
     seconds, run_dir = result.results["seconds"]["total"], result.run_dir

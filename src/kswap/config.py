@@ -29,6 +29,8 @@ from kswap.settings import (
     StagesConfig,
     TaskName,
     TrainingConfig,
+    forgets,
+    learns,
 )
 from kswap.yaml_text import merge, one_line, parse_overrides, read_yaml
 
@@ -90,12 +92,12 @@ class SwapConfig(Frozen):
 
     @model_validator(mode="after")
     def _roles_have_data(self) -> SwapConfig:
-        if set(self.order) & set("LJ") and self.learn is None:
+        if learns(self.order) and self.learn is None:
             raise ValueError(
                 f"order {self.order!r} has a stage that learns, but there is no 'learn:' source; "
                 "add one, or take L and J out of the order"
             )
-        if set(self.order) & set("FJ") and self.forget is None:
+        if forgets(self.order) and self.forget is None:
             raise ValueError(
                 f"order {self.order!r} has a stage that forgets, but there is no 'forget:' source; "
                 "add one, or take F and J out of the order"

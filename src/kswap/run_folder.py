@@ -236,8 +236,6 @@ def read_results(run_dir: Path) -> dict[str, Any]:
         UserError: the folder is not one of a finished run, or the file is damaged.
     """
     path = run_dir / RESULTS
-    if run_dir.is_file():
-        raise UserError(f"{run_dir}: is a file; name a run folder, the output of a `kswap run`")
     try:
         results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         _check_results(results)
@@ -246,13 +244,40 @@ def read_results(run_dir: Path) -> dict[str, Any]:
         raise UserError(
             f"{run_dir}: {what} (no results.json); name the output of a finished `kswap run`"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except NotADirectoryError:
+        raise UserError(
+            f"{run_dir}: is a file; name a run folder, the output of a `kswap run`"
+        ) from None
+    except PermissionError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); correct the permissions, such as with "
+            f"chmod -R u+rX {run_dir}"
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); mend the disk, or restore the file"
+        ) from None
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise UserError(
             f"{path}: cannot be read ({type(error).__name__}: {error}); delete it and run the same "
             "swap again, which writes it anew from the last checkpoint"
         ) from None
     check_files(run_dir, RESULTS)
     return results
+
+
+def check_data_is_named(run_dir: Path, config: SwapConfig, *, verb: str) -> None:
+    """Refuse a run of which a command has to read the data again, and cannot.
+
+    Raises:
+        UserError: no role names data: it was given in memory.
+    """
+    sources = [getattr(config, role) for role in ROLES]
+    if not any(source is not None and source.data for source in sources):
+        raise UserError(
+            f"{run_dir}: its data was given in memory, so it cannot be read again; {verb} a run "
+            "whose config names its data"
+        )
 
 
 def _check_results(results: Any) -> None:

@@ -28,6 +28,17 @@ TASKS: tuple[TaskName, ...] = ("classification", "segmentation", "detection")
 ROLES: tuple[Role, ...] = ("learn", "forget", "retain")
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
+
+def learns(order: str) -> bool:
+    """Whether a stage of the order learns."""
+    return bool(set(order) & set("LJ"))
+
+
+def forgets(order: str) -> bool:
+    """Whether a stage of the order forgets."""
+    return bool(set(order) & set("FJ"))
+
+
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, le=1)]

@@ -29,15 +29,18 @@ from kswap.ranks import own_output, own_sharding, world_size
 from kswap.run_folder import (
     RunFolder,
     check_config,
+    check_data_is_named,
     open_run,
     read_results,
     write_config,
 )
+from kswap.running.resuming import check_same
 from kswap.running.run import finish
 from kswap.running.state import RunState
 from kswap.settings import ROLES, Role
 from kswap.signals import Interrupts
 from kswap.tasks import find
+from kswap.training.checkpoint import fingerprint_of
 from kswap.training.device import make_accelerator, memory_errors
 from kswap.training.progress import progress
 
@@ -127,7 +130,8 @@ def swap(
         finished = known and _is_finished(folder, on_note)
         if together is not None:
             finished = _said_by_first(finished)
-        if finished:
+        given_again = model is not None or bool(in_memory)  # of which the config says nothing
+        if finished and not given_again:
             return SwapResult(config.output, read_results(config.output), resumed=True)
         accelerator = together or make_accelerator(config.training, folder.path)
         check_base_weights(config.training, accelerator.device, in_memory=model is not None)
@@ -164,6 +168,9 @@ def swap(
             seconds,
             find(loaded.task),
         )
+        if finished:
+            check_same(state, fingerprint_of(loaded.model, data))
+            return SwapResult(config.output, read_results(config.output), resumed=True)
         results = finish(state, resume_from=RunFolder(config.output).checkpoints)
         accelerator.wait_for_everyone()
         accelerator.end_training()
@@ -210,6 +217,7 @@ def evaluate(run_dir: str | Path) -> dict[str, Any]:
     results = read_results(run_dir)
     check_files(run_dir, "config.yaml", "adapter")
     config = SwapConfig.from_yaml(run_dir / "config.yaml")
+    check_data_is_named(run_dir, config, verb="evaluate")
     base = load_base(config.model)
     accelerator = make_accelerator(config.training, run_dir)
     data = build_data(

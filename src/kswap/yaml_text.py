@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from kswap.errors import UserError
+
+MISCAST = (ValueError, AttributeError, LookupError)
+"""What PyYAML raises for a tag whose text does not fit it, such as !!timestamp x or !!bool x."""
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -26,7 +29,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: there is no such file; name a YAML config") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); name a YAML text file") from None
-    except (yaml.YAMLError, RecursionError, ValueError, AttributeError) as error:
+    except (yaml.YAMLError, RecursionError, *MISCAST) as error:
         raise UserError(f"{path}: not valid YAML ({one_line(str(error))}); mend the file") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: a config is a mapping of keys to values; see `kswap schema`")
@@ -40,12 +43,16 @@ class _Loader(yaml.SafeLoader):
     """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = {str(key) for key in keys if keys.count(key) > 1}
-        if twice:
-            raise yaml.YAMLError(
-                f"key {sorted(twice)[0]!r} stands twice in line {node.start_mark.line + 1}"
-            )
+        lines: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
+            if not isinstance(key, Hashable):
+                continue  # no key: refused below
+            if key in lines:
+                raise yaml.YAMLError(
+                    f"key {str(key)!r} stands twice, in line {lines[key]} and in line {line}"
+                )
+            lines[key] = line
         return super().construct_mapping(node, deep)
 
 
@@ -87,7 +94,7 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
             value = rest.pop(0)
         try:
             parsed = yaml.load(value, Loader=_Loader)
-        except (yaml.YAMLError, RecursionError, ValueError, AttributeError):
+        except (yaml.YAMLError, RecursionError, *MISCAST):
             parsed = value
         if key in ("order", "model", "output"):
             parsed = value  # never a number or a boolean

@@ -11,8 +11,10 @@ from models.families import FAMILIES, tiny_inputs
 from kswap.audits.features import BEFORE_HEAD, ImageUnits, Observed
 from kswap.audits.scene_units import ObjectUnits, RegionUnits
 from kswap.data.sets import OPEN, ImageSet
+from kswap.models.checks import repair_config
 from kswap.models.tokens import box_masks, pooled, scales_of
 from kswap.tasks import Examples
+from kswap.tasks.inside import read_by_head
 
 ORDER = (4, 2, 0, 1, 3)
 """The run's row of each row of the model's head."""
@@ -60,15 +62,12 @@ def test_images_of_every_family(family):
     assert all(torch.isfinite(x).all() for x in batch.layers.values())
 
 
-# MaskFormer with auxiliary losses cannot be traced without hidden states, so it cannot be swapped.
-SCENES = [name for name in (*DETECTORS, *MASKS, *PER_PIXEL) if name != "maskformer-auxiliary"]
-
-
-@pytest.mark.parametrize("family", SCENES)
+@pytest.mark.parametrize("family", [*DETECTORS, *MASKS, *PER_PIXEL])
 def test_objects_and_regions_of_every_family(family):
     detector = family in DETECTORS
     model = {**DETECTORS, **MASKS, **PER_PIXEL}[family]()
     model = model[0] if isinstance(model, tuple) else model
+    repair_config(model)  # as loading does
     observed = Observed.of(model, ORDER, 6, lambda images: images)
     kind = ObjectUnits if detector else RegionUnits
     pixels = torch.randn(3, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
@@ -84,6 +83,31 @@ def test_objects_and_regions_of_every_family(family):
     assert torch.isfinite(batch.logits[:, :5]).all()
     if family in PER_PIXEL:
         assert all((rows[0] - rows[1]).abs().max() > 0 for rows in batch.layers.values())
+
+
+def test_of_the_stacked_layers_of_an_auxiliary_loss_the_last_is_read():
+    model = MASKS["maskformer-auxiliary"]()
+    repair_config(model)
+    images = examples(torch.randn(3, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0)))
+    units = RegionUnits(Observed.of(model, ORDER, 6, lambda images: images), (0, 3), no_images())
+    with torch.inference_mode():
+        tokens, grid = units.forward(images)[2][BEFORE_HEAD]
+        answers = model.class_predictor(tokens)
+        expected = model(pixel_values=images.pixels).class_queries_logits
+    assert grid is None
+    assert torch.allclose(answers, expected, atol=1e-6)
+
+
+def test_layers_are_told_from_a_map_by_the_head_where_shapes_are_alike():
+    given = torch.arange(81.0).reshape(3, 3, 3, 3)
+    linear, convolution = torch.nn.Linear(3, 5), torch.nn.Conv2d(3, 5, 1)
+    tokens, grid = read_by_head(linear, given, (3, 3))
+    assert torch.equal(tokens, given[-1])
+    assert grid is None
+    tokens, grid = read_by_head(convolution, given, (3, 3))
+    assert torch.equal(tokens, given.permute(0, 2, 3, 1).reshape(3, 9, 3))
+    assert grid == (3, 3)
+    assert read_by_head(linear, given, (3, 4)) is None  # of other places than the queries
 
 
 def test_two_units_of_an_image_are_pooled_apart():

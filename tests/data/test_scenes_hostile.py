@@ -27,7 +27,9 @@ from PIL import Image
 
 from kswap.data import SwapData
 from kswap.data.sets import IGNORE, OPEN
+from kswap.data.yolo import yolo_names
 from kswap.errors import UserError
+from kswap.settings import SourceConfig
 
 Build = Callable[..., SwapData]
 Content = dict[str, Any]
@@ -118,6 +120,59 @@ def test_coco_is_refused(
     build = build_masks if task == "segmentation" else build_boxes
     with pytest.raises(UserError, match=message) as error:
         build(**only_cats({"images": str(tmp_path / "images"), "annotations": str(path)}))
+    assert "\n" not in str(error.value)
+
+
+WITHOUT_OBJECTS: list[tuple[str, Callable[[Content], object], str]] = [
+    (
+        "segmentation",
+        lambda c: [a.pop("segmentation") for a in c["annotations"]],
+        r"24 annotations \(24 with a bbox but no segmentation\); a segmenter needs polygons or run",
+    ),
+    (
+        "segmentation",
+        lambda c: [a.update(segmentation=[], bbox=None) for a in c["annotations"]],
+        r"\(24 without segmentation\); give them polygons",
+    ),
+    (
+        "detection",
+        lambda c: [a.update(iscrowd=1) for a in c["annotations"]],
+        r"\(24 of a crowd \(iscrowd: 1\)\); annotate single objects",
+    ),
+    (
+        "segmentation",
+        lambda c: [a.update(iscrowd=1) for a in c["annotations"]],
+        r"\(24 of a crowd \(iscrowd: 1\)\); annotate single objects",
+    ),
+    (
+        "detection",
+        lambda c: [a.update(iscrowd=i < 10, bbox=[1, 1, 0, 4]) for i, a in
+                   enumerate(c["annotations"])],
+        r"\(14 with an empty box, 10 of a crowd \(iscrowd: 1\)\); give the boxes a width",
+    ),
+    (
+        "detection",
+        lambda c: [one.update(name=name) for one, name in
+                   zip(c["categories"], ["background", "void", "ignore", "bg"], strict=True)],
+        "24 whose category is background or to be ignored",
+    ),
+    ("detection", lambda c: c.update(annotations=[]), "has no annotations, its list of them is"),
+    ("segmentation", lambda c: c.update(annotations=[]), "has no annotations, its list of them is"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("task", "change", "message"), WITHOUT_OBJECTS)
+def test_coco_without_an_object_names_the_json_and_the_reason(
+    task: str, change: Any, message: str, tmp_path: Path, build_masks: Build, build_boxes: Build
+) -> None:
+    path = write_coco(tmp_path, SCENES, names=NAMES) / "annotations.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    build = build_masks if task == "segmentation" else build_boxes
+    with pytest.raises(UserError, match=message) as error:
+        build(**only_cats({"images": str(tmp_path / "images"), "annotations": str(path)}))
+    assert str(error.value).startswith(f"forget: {path} has no ")
     assert "\n" not in str(error.value)
 
 
@@ -348,6 +403,52 @@ def write_yolo(root: Path, line: str) -> dict[str, Any]:
         (root / "labels" / f"{Path(file).stem}.txt").write_text(text)
     (root / "data.yaml").write_text("names: [cat]\n")
     return only_cats(root)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        (
+            "nc: 8\nnames: [no, on, 010, 1.10, null, 'yes', 2020-01-02, ~]",
+            "no on 010 1.10 null yes 2020-01-02 ~",
+        ),
+        ("train: images\nnames:\n  0: off\n  1: 1e3\n  2: 12:30:00", "off 1e3 12:30:00"),
+        ("all: &all [y, n]\nnames: *all", "y n"),
+        ("<<: {names: [no]}", "no"),
+    ],
+)
+def test_yolo_names_are_the_text_that_stands_there(text: str, names: str, tmp_path: Path) -> None:
+    (tmp_path / "data.yaml").write_text(text)
+    legend = yolo_names(SourceConfig(), tmp_path / "data.yaml", tmp_path)
+    assert legend.classes == tuple(names.split())
+    assert list(legend.codes) == list(range(len(names.split())))
+
+
+BOMB = "\n".join(
+    ["a0: &a0 [x, x]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 30))]
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("names: cat", "has no names of classes"),
+        ("names:", "has no names of classes"),
+        ("names: 3", "has no names of classes"),
+        ("names: [[cat]]", "has no names of classes"),
+        ("names: {cat: 0}", "has no names of classes"),
+        ("names: [cat, ]\nnames: [!!python/name:os.system '']", "is not YAML that can be read"),
+        (f"{BOMB}\nnames: *a29", "has no names of classes"),
+        ("names: [!!bool x]", "is not YAML that can be read"),
+        ("names: [!!timestamp x]", "is not YAML that can be read"),
+        ("names: [cat, '']", "class 1 has an empty name"),
+    ],
+)
+def test_yolo_names_that_are_none(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "data.yaml").write_text(text)
+    with pytest.raises(UserError, match=message) as error:
+        yolo_names(SourceConfig(), tmp_path / "data.yaml", tmp_path)
+    assert "\n" not in str(error.value)
 
 
 def test_yolo_without_names(tmp_path: Path, build_boxes: Build) -> None:

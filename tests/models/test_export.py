@@ -3,13 +3,16 @@
 import importlib.util
 import logging
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
+from criteria_models import MASKS, SIDE
 from models.families import tiny_inputs, tiny_processor
 
 from kswap.errors import UserError
 from kswap.models import export as module
+from kswap.models.checks import repair_config
 from kswap.models.export import export_onnx
 from kswap.models.head import extend_head
 
@@ -66,6 +69,49 @@ def test_a_failure_leaves_nothing_and_says_why(built, tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="first: ValueError: cannot trace; second"):
         export_onnx(model, tiny_processor(model), tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+@needs_onnx
+def test_a_failure_says_its_cause_without_colours_and_advice(built, tmp_path, monkeypatch):
+    def first(*_):
+        try:
+            raise TypeError("\x1b[1mcannot guard\x1b[0m on\x1b[38;5;9m Eq(u0, 1)\n\nSee https://x")
+        except TypeError as error:
+            raise ValueError("\x1b[96mThis is step 1/3\x1b[0m of\n- Debug it") from error
+
+    def second(*_):
+        raise KeyError
+
+    monkeypatch.setattr(module, "_EXPORTERS", {"first": first, "second": second})
+    model, _ = built("vit")
+    with pytest.raises(RuntimeError) as caught:
+        export_onnx(model, tiny_processor(model), tmp_path / "model.onnx")
+    assert str(caught.value) == (
+        "ViTForImageClassification cannot be exported to ONNX "
+        "(first: TypeError: cannot guard on Eq(u0, 1); second: KeyError)"
+    )
+
+
+@needs_onnx
+@pytest.mark.parametrize("family", MASKS)
+def test_mask_classifiers_have_no_export(family, tmp_path):
+    model = MASKS[family]()
+    repair_config(model)
+    with pytest.raises(RuntimeError) as caught:
+        export_onnx(model, SimpleNamespace(size={"height": SIDE, "width": SIDE}), tmp_path / "m")
+    assert str(caught.value) == (
+        f"{type(model).__name__} cannot be exported to ONNX (it answers with class_queries_logits "
+        "and masks_queries_logits, not with logits alone)"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_onnx
+def test_a_size_that_the_model_does_not_take(built, tmp_path):
+    model, _ = built("vit")
+    processor = SimpleNamespace(size={"height": 24, "width": 24})
+    with pytest.raises(RuntimeError, match=r"no images of \(24, 24\) pixels: ValueError: "):
+        export_onnx(model, processor, tmp_path / "model.onnx")
 
 
 def test_packed_patches_have_no_export(built, tmp_path):

@@ -139,6 +139,39 @@ def test_blocks_are_quantised_found_adapted_and_not_fused(bits, wide_dir):
     assert any(relative)
 
 
+def test_4_bits_on_a_processor_train_after_a_forward_pass_without_gradients(wide_dir, monkeypatch):
+    modules = pytest.importorskip("bitsandbytes.nn.modules")
+    if not hasattr(modules, "has_avx512bf16"):
+        pytest.skip("this bitsandbytes never repacks")
+    # as on a processor that has AVX512-BF16, which repacks at the first such pass
+    monkeypatch.setattr(modules, "has_avx512bf16", lambda: True)
+    loaded = load_base(str(wide_dir))
+    blocks, heads = find_ffn_blocks(loaded.model), find_heads(loaded.model)
+    model = quantised.load_quantised(loaded, "4bit", blocks=blocks, device=CPU)
+    linears = [model.get_submodule(name) for name in quantised.quantised_linears(model)]
+    before = [linear.weight.data.clone() for linear in linears]
+    swapped = attach(model, blocks, AdapterConfig(), head_names=heads, seed=0).eval()
+    pixels = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        scored = swapped(pixels).logits
+    assert all(
+        torch.equal(linear.weight.data, weight)
+        for linear, weight in zip(linears, before, strict=True)
+    )
+    answers = swapped(pixels).logits
+    assert torch.equal(answers, scored)
+    answers.sum().backward()
+    grads = [p.grad for name, p in swapped.named_parameters() if "lora_B" in name]
+    assert grads
+    assert all(grad is not None and grad.any() for grad in grads)
+
+
+def test_linears_that_know_no_repacking_are_left_alone():
+    linear = torch.nn.Linear(2, 2)
+    quantised.keep_differentiable(linear)
+    assert not hasattr(linear, "support_avx512bf16_for_cpu")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("bits", ["4bit", "8bit"])
 def test_a_quantised_run_saves_its_adapter_on_the_full_base(

@@ -14,7 +14,7 @@ from typing import Any
 
 from kswap.audits.findings import Interval
 from kswap.audits.statistics import paired_difference
-from kswap.audits.subjects import ReferenceLevel, Subject
+from kswap.audits.subjects import ReferenceLevel, Subject, control_of
 from kswap.data.labels import LabelIndex
 from kswap.data.text import listed, one_line
 from kswap.errors import UserError
@@ -130,7 +130,8 @@ def describe(reference: Reference | None, base: Subject, subject: Subject | None
     read leave open, is not valid: it is another model, not the base without the classes.
     """
     if reference is None or subject is None:
-        return {"level": "R3", "model": None, "valid": False, "note": NOTES["R3"]}
+        note = NOTES["R3"] if control_of(base) else "none, and no class to learn is a control"
+        return {"level": "R3", "model": None, "valid": False, "note": note}
     gap = _gap(base, subject)
     note = NOTES[reference.level]
     valid = True

@@ -17,7 +17,7 @@ from torch.nn import functional
 from kswap.audits.features import BEFORE_HEAD, Batch, Observed
 from kswap.audits.layers import Tap, tapped
 from kswap.data import ImageSet
-from kswap.models.head import recorded_head_inputs
+from kswap.models.head import head_linear, recorded_head_inputs
 from kswap.models.tokens import as_tokens, box_masks, pooled, scales_of
 from kswap.tasks import Examples, Scores
 from kswap.tasks.answers import (
@@ -29,7 +29,7 @@ from kswap.tasks.answers import (
 from kswap.tasks.coco_map import coco_map
 from kswap.tasks.criteria import outputs_only
 from kswap.tasks.detection import box_iou, to_corners
-from kswap.tasks.inside import nearest_query, scale_of, size_of
+from kswap.tasks.inside import nearest_query, read_by_head, scale_of, size_of
 from kswap.tasks.miou import IoU
 from kswap.tasks.queries import Kind, loss_kind
 
@@ -65,14 +65,13 @@ class _SceneUnits:
         ):
             logits, places = outputs_only(observed.model, examples.inputs())
             for name in observed.heads:
-                given = inputs.get(name)
-                if given is None:
+                if name not in inputs:
                     continue
-                if given.ndim == 4:  # of a convolution
-                    tokens = given.float().movedim(1, -1)
-                    layers[BEFORE_HEAD] = tokens.flatten(1, 2), (tokens.shape[1], tokens.shape[2])
-                elif places is not None and given.shape[:2] == logits.shape[:2]:
-                    layers[BEFORE_HEAD] = given.float(), None  # the last head is the final one
+                queries = () if places is None else tuple(logits.shape[:2])
+                head = head_linear(observed.model, name)
+                read = read_by_head(head, inputs[name].float(), queries)
+                if read is not None:
+                    layers[BEFORE_HEAD] = read  # the last head is the final one
         mapped = observed.in_rows(
             logits, axis=1 if self.kind.pixels else -1, nothing=self.kind.nothing
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,7 @@ from kswap.data.streaming import StreamedImages
 from kswap.data.table import Source
 from kswap.data.text import count, listed, one_line
 from kswap.errors import UserError
-from kswap.settings import ROLES, SPLITS, Role, SourceConfig, Split, TaskName
+from kswap.settings import ROLES, SPLITS, Role, SourceConfig, Split, TaskName, forgets, learns
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -74,6 +75,7 @@ def build_data(
         given = getattr(config, role)
         if given is not None or in_memory.get(role) is not None:
             settings[role] = given or SourceConfig()
+    unused = _drop_unlearned(config.order, settings)
     streaming = [role for role, one in settings.items() if one.streaming]
     if task != "classification":
         if streaming:
@@ -83,7 +85,7 @@ def build_data(
             )
         from kswap.data.scene_build import build_scenes
 
-        return build_scenes(
+        scenes = build_scenes(
             config,
             settings,
             _cut,
@@ -95,6 +97,7 @@ def build_data(
             cache_dir=cache_dir,
             on_progress=on_progress,
         )
+        return replace(scenes, notes=(*unused, *scenes.notes))
     sources: dict[Role, Source] = {}
     shards: dict[Role, Shards] = {}
     for role, one in settings.items():
@@ -143,7 +146,7 @@ def build_data(
         for role, own in shards.items()
     }
     source_notes = [note for source in sources.values() for note in source.notes]
-    every_note = [*source_notes, *roles.notes, *_notes(decoded, arrangement, cuts), *notes]
+    every_note = [*unused, *source_notes, *roles.notes, *_notes(decoded, arrangement, cuts), *notes]
     return SwapData(
         id2label=roles.id2label,
         num_base_classes=roles.num_base_classes,
@@ -153,6 +156,23 @@ def build_data(
         notes=tuple(dict.fromkeys(one_line(note, 2000) for note in every_note)),
         streamed=streamed,
     )
+
+
+def _drop_unlearned(order: str, settings: dict[Role, SourceConfig]) -> list[str]:
+    """Take out the source of `learn` where no stage learns; return what to say of it.
+
+    Rows of the head that nothing trains would answer in the saved model.
+    """
+    notes = []
+    if "learn" in settings and not learns(order):
+        del settings["learn"]
+        notes.append(f"learn: left out, as order {order} has no stage that learns")
+    if "forget" in settings and not forgets(order):
+        notes.append(
+            f"forget: order {order} has no stage that forgets; its classes are scored, and not "
+            "marked as forgotten"
+        )
+    return notes
 
 
 def _check_roles(in_memory: Mapping[Any, object]) -> None:

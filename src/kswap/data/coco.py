@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +76,7 @@ def coco_table(path: Path, images_dir: Path, task: TaskName) -> SceneTable:
     empty = sum(not scene.present for scene in scenes)
     if empty:
         notes.append(f"{where}: {count(empty, 'image')} without objects")
-    return scene_table(
+    table = scene_table(
         where,
         legend.classes,
         [scene.present for scene in scenes],
@@ -83,6 +85,9 @@ def coco_table(path: Path, images_dir: Path, task: TaskName) -> SceneTable:
         annotate=lambda row, size: scenes[row].annotate(task, size),
         notes=notes,
     )
+    if empty < len(scenes):
+        return table
+    return replace(table, why_empty=_why_empty(chain(*by_image.values()), legend, task, where))
 
 
 def read_json(path: Path) -> Any:
@@ -228,6 +233,40 @@ def _by_image(
     if repeated:
         notes.append(f"{where}: {count(repeated, 'annotation')} left out, exact copies of others")
     return found, notes
+
+
+_NO_OBJECT = {
+    "whose category is background or to be ignored": "name a file with other categories",
+    "with a bbox but no segmentation": "a segmenter needs polygons or run lengths, name a file "
+    "that has them, or take a model that detects",
+    "without segmentation": "give them polygons or run lengths, or name another file",
+    "of a crowd (iscrowd: 1)": "annotate single objects, with iscrowd: 0",
+    "with an empty box": "give the boxes a width and a height above 0",
+}
+"""Annotations that are no object of a class -> what to do about them."""
+
+
+def _no_object(annotation: dict[str, Any], legend: Legend, task: TaskName) -> str:
+    background, boxed, bare, crowd, empty = _NO_OBJECT
+    if legend.codes[annotation["category_id"]] < 0:
+        return background
+    if task == "segmentation" and not annotation.get("segmentation"):
+        return boxed if annotation.get("bbox") else bare
+    return crowd if annotation.get("iscrowd") else empty
+
+
+def _why_empty(
+    annotations: Iterable[dict[str, Any]], legend: Legend, task: TaskName, where: str
+) -> str:
+    """Return why none of the annotations is an object of a class, and what to do."""
+    reasons = Counter(_no_object(annotation, legend, task) for annotation in annotations)
+    if not reasons:
+        return f"{where} has no annotations, its list of them is empty; name a file that has some"
+    numbers = ", ".join(f"{number} {what}" for what, number in reasons.most_common())
+    return (
+        f"{where} has no object of a class in {count(reasons.total(), 'annotation')} ({numbers}); "
+        f"{_NO_OBJECT[reasons.most_common(1)[0][0]]}"
+    )
 
 
 class _Scene:

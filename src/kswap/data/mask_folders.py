@@ -11,7 +11,7 @@ from pathlib import Path
 
 from kswap.data.images import SUFFIXES
 from kswap.data.mask_files import MaskReader, colour_reader, scan
-from kswap.data.scenes import Annotation, SceneTable, make_legend, scene_table
+from kswap.data.scenes import Annotation, SceneTable, is_background, make_legend, scene_table
 from kswap.data.sets import IGNORE, OPEN
 from kswap.data.text import count, listed, one_line
 from kswap.errors import UserError
@@ -179,6 +179,9 @@ def folder_reader(
         if found is not None:
             names = read_names(found, reduce_zero=reduce_zero)
             where = one_line(found)
+    if reduce_zero and names and is_background(names.get(0, "")):
+        # Then 0 is "not labelled", which they name: they count what stands in the files.
+        names = {value - 1: name for value, name in names.items() if value}
     fix = "add its name to class_names, or correct the mask"
     if names is None:
         names, fix = dict(id2label), "give the names of the values in class_names"

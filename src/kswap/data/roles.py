@@ -112,7 +112,9 @@ def _renamed(role: Role, source: Source, settings: SourceConfig) -> dict[str, st
             f"give their names in {role}.class_names, such as {{{bare[0]}: cat, …}}"
         )
     if not renamed:
-        raise UserError(f"{role}: {source.where} has no images with a class; name another source")
+        unknown = f"{source.where} has no images with a class; name another source"
+        known = (table.why_empty for table in source.splits.values() if table.why_empty)
+        raise UserError(f"{role}: {next(known, unknown)}")
     return renamed
 
 

@@ -49,6 +49,8 @@ class Table:
     notes: tuple[str, ...] = ()
     several: bool = False
     """An image may hold objects of several classes."""
+    why_empty: str = ""
+    """Where no image has a class: which file, for what reason, and the fix, if it is known."""
 
     @cached_property
     def counts(self) -> dict[str, int]:

@@ -6,6 +6,7 @@ other numbers of fields for polygons.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from kswap.data.scenes import Annotation, Legend, Objects, SceneTable, make_lege
 from kswap.data.text import count, listed, one_line
 from kswap.errors import UserError
 from kswap.settings import SourceConfig
+from kswap.yaml_text import MISCAST
 
 NAME_FILES = ("classes.txt", "obj.names", "names.txt")
 _BYTES = frozenset({".txt"})
@@ -45,19 +47,30 @@ def yolo_names(settings: SourceConfig, file: Path | None, root: Path) -> Legend:
     return make_legend(read_names(found), one_line(found))
 
 
+class _TextLoader(yaml.SafeLoader):
+    """Reads what is not quoted as the text that stands there.
+
+    As YAML 1.1 has it, classes called no, 010, 1.10 and null would be False, 8, 1.1 and None.
+    """
+
+
+_TextLoader.yaml_implicit_resolvers = {}
+_TextLoader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile("^<<$"), ["<"])
+
+
 def _names_of(file: Path) -> dict[int, str]:
     where = one_line(file)
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
+        content = yaml.load(file.read_text(encoding="utf-8"), Loader=_TextLoader)
+    except (OSError, yaml.YAMLError, RecursionError, *MISCAST) as error:
         raise UserError(f"{where}: is not YAML that can be read ({one_line(error)})") from None
     names = content.get("names") if isinstance(content, dict) else None
     try:
         pairs = names.items() if isinstance(names, dict) else enumerate(names or [])
-        legend = {int(number): str(name) for number, name in pairs}
+        legend = {int(number): name for number, name in pairs}
     except (TypeError, ValueError):
         legend = {}
-    if not legend or isinstance(names, str):
+    if isinstance(names, str) or not (legend and all(isinstance(n, str) for n in legend.values())):
         raise UserError(f"{where}: has no names of classes; write names: [cat, dog]")
     return legend
 

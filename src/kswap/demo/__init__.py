@@ -118,8 +118,8 @@ _OWN: dict[str, dict[str, Any]] = {
         "training": {"checkpoint_steps": 100},
         "stages": {
             "learn": {"epochs": 15.0},
-            "forget": {"epochs": 7.0, "terms": {"forget": {"weight": 3.0}}},
-            "joint": {"epochs": 22.0, "terms": {"forget": {"weight": 3.0}}},
+            "forget": {"epochs": 7.0},
+            "joint": {"epochs": 22.0},
         },
     },
     "detection": {"training": {"checkpoint_steps": 100}},

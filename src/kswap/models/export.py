@@ -11,6 +11,7 @@ import importlib.util
 import io
 import logging
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,12 +22,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from kswap.errors import UserError
+from kswap.models.checks import brief
 from kswap.models.examples import example_inputs
 from kswap.models.loading import quiet
 
 _OPSET = 18
 _TOLERANCE = 1e-4
 _CHECKED_BATCHES = (1, 3)
+_COLOUR = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
+"""What tells a terminal to change colour; the exporters' messages have such."""
 
 
 class _Logits(nn.Module):
@@ -44,7 +48,8 @@ def export_onnx(model: PreTrainedModel, processor: Any, to_path: str | Path) -> 
 
     Raises:
         UserError: onnx, onnxscript or onnxruntime is not installed.
-        RuntimeError: no exporter takes the model, or onnxruntime's logits differ by more than 1e-4.
+        RuntimeError: the model has no logits, no exporter takes it, or onnxruntime's logits differ
+            by more than 1e-4.
     """
     _need_onnx()
     to_path = Path(to_path)
@@ -52,6 +57,7 @@ def export_onnx(model: PreTrainedModel, processor: Any, to_path: str | Path) -> 
     partial = to_path.with_name(f".{to_path.name}.{os.getpid()}.onnx")
     wrapped = _Logits(model).eval()
     pixels = _example(model, processor)
+    _need_logits(model, pixels)
     failures = []
     try:
         for name, export in _EXPORTERS.items():
@@ -60,7 +66,7 @@ def export_onnx(model: PreTrainedModel, processor: Any, to_path: str | Path) -> 
                     export(wrapped, pixels, partial)
                 difference = _difference(wrapped, pixels, partial)
             except Exception as error:  # the other exporter may take it
-                failures.append(f"{name}: {type(error).__name__}: {_one_line(error)}")
+                failures.append(f"{name}: {_cause(error)}")
                 continue
             if difference <= _TOLERANCE:
                 partial.replace(to_path)
@@ -92,6 +98,24 @@ def _example(model: PreTrainedModel, processor: Any) -> Tensor:
         height, width = int(size["height"]), int(size["width"])
     noise = torch.Generator().manual_seed(0)
     return torch.randn(2, pixels.shape[1], height, width, generator=noise)
+
+
+def _need_logits(model: PreTrainedModel, pixels: Tensor) -> None:
+    """Refuse a model that answers with other tensors, such as masks and classes of queries."""
+    try:
+        with torch.no_grad():
+            answers = model(pixel_values=pixels[:1])
+    except Exception as error:  # a size that the model does not take
+        raise RuntimeError(
+            f"{type(model).__name__} cannot be exported to ONNX (it takes no images of "
+            f"{tuple(pixels.shape[-2:])} pixels: {_cause(error)})"
+        ) from error
+    if "logits" not in answers:
+        own = [name for name in answers if name.endswith("logits")] or list(answers)
+        raise RuntimeError(
+            f"{type(model).__name__} cannot be exported to ONNX (it answers with "
+            f"{' and '.join(own[:2])}, not with logits alone)"
+        )
 
 
 def _by_torch_export(wrapped: nn.Module, pixels: Tensor, path: Path) -> None:
@@ -168,5 +192,10 @@ def _silent() -> Iterator[None]:
         yield
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+def _cause(error: BaseException) -> str:
+    """Return what an error comes from, its type and its first line: advice follows below that."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in _COLOUR.sub("", str(error)).splitlines() if line.strip()]
+    few = lines[:2] if lines and lines[0].endswith(":") else lines[:1]
+    return f"{type(error).__name__}: {brief(' '.join(few))}" if few else type(error).__name__

@@ -112,7 +112,21 @@ def load_quantised(
             f"bitsandbytes quantised {len(names)} linears, of which {len(names - wanted)} are in "
             f"no block; {len(wanted)} were meant"
         )
+    if device.type == "cpu":
+        keep_differentiable(model)
     return model.eval()
+
+
+def keep_differentiable(model: nn.Module) -> None:
+    """Keep 4-bit linears from repacking their weights at the first scoring on a processor.
+
+    Where the processor has AVX512-BF16, a forward pass in eval mode without gradients lays the
+    weight out anew, for good, for a product that has no backward pass and, in bitsandbytes 0.50,
+    takes inputs of fewer shapes. An adapter trains behind each scoring, so the layout has to stay.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
 def quantised_linears(model: nn.Module) -> list[str]:

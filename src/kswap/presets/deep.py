@@ -52,9 +52,19 @@ _DEEP = {
 }
 # While learning as well: what drifts then is drift for the forgetting stage.
 _HELD = {**_DEEP["own"], "weight": 2.0, "layers": ["head", 0.78, 1.0]}
-# A batch of scenes has few forgotten objects, whose means are noise; and with the weights above
-# their features took the gradient from their answers (LOG.md, 2026-11-25).
-_SCENES = {"like": 1.0, "blur": 0.0, "spread": 0.5, "own": 1.0, "forget": 5.0}
+# A batch of scenes has few forgotten objects, whose means are noise: twice the scenes that show
+# some, more steps, and lighter terms; what is to be learnt, kept and forgotten weighs more instead,
+# or features take the gradient from answers. Chosen on scenes in no split (LOG.md, 2026-11-26).
+_SCENES = {
+    "learn": 2.0,
+    "retain": 1.5,
+    "keep": 1.5,
+    "forget": 15.0,
+    "like": 2.0,
+    "blur": 0.0,
+    "spread": 1.0,
+    "own": 1.0,
+}
 
 
 def _stages(learn: dict[str, Any], forget: dict[str, Any]) -> dict[str, Any]:
@@ -76,6 +86,10 @@ DEEP_SCENES = merge(
     merge(DEFAULT_SCENES, _TERMS),
     _stages(
         {"terms": {"own": {"weight": 0.5}}},
-        {"terms": {name: {"weight": weight} for name, weight in _SCENES.items()}},
+        {
+            "streams": {"forget": {"batch_size": 8}},
+            "min_steps": 200,
+            "terms": {name: {"weight": weight} for name, weight in _SCENES.items()},
+        },
     ),
 )

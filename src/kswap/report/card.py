@@ -17,7 +17,7 @@ import yaml
 from kswap.errors import printable
 from kswap.files import write_bytes
 from kswap.report.table import markdown, percent, rows
-from kswap.settings import ROLES
+from kswap.settings import ROLES, forgets
 
 _LIMITS = """\
 * **An unmerged adapter is reversible by design**: whoever has `adapter/` apart from the base can
@@ -51,9 +51,12 @@ def write_card(run_dir: Path, results: Mapping[str, Any]) -> None:
 
 
 def shown_base(results: Mapping[str, Any]) -> str:
-    """Return the name of the base model; of a local folder, its last part."""
+    """Return the name of the base model; of a local folder, its last part, of a run its own."""
     base = str((results.get("base") or {}).get("model") or "base model")
-    return printable(Path(base).name if Path(base).is_absolute() else base)
+    path = Path(base)
+    if not path.is_absolute():
+        return printable(base)
+    return printable(path.parent.name if path.name == "model" and path.parent.name else path.name)
 
 
 def card(results: Mapping[str, Any]) -> str:
@@ -79,7 +82,7 @@ order {results["order"]}, preset
 training images: {trained_on}.
 
 * **Learned:** {listed["learn"]}
-* **Forgotten:** {listed["forget"]}
+* **{forgotten_heading(results)}:** {listed["forget"]}{_earlier(results)}
 * **Retained:** {listed["retain"]}
 
 `report.html` shows what happened class by class, with pictures.
@@ -110,6 +113,19 @@ answer = pipeline("{pipeline}", model="model")  # this folder's model/
 
 `adapter/` holds the same swap as a PEFT adapter; its README.md says how to load it.
 """
+
+
+def forgotten_heading(results: Mapping[str, Any]) -> str:
+    """Return what stands before the classes to forget."""
+    order = str(results["order"])
+    return "Forgotten" if forgets(order) else f"To forget (no stage of order {order} did)"
+
+
+def _earlier(results: Mapping[str, Any]) -> str:
+    """Return which classes swaps before this one forgot; their rows are in the head as well."""
+    names = (results.get("base") or {}).get("forgotten") or ()
+    before = [escape(name) for name in names if name not in results["classes"]["forget"]]
+    return f" (by earlier swaps: {', '.join(before)})" if before else ""
 
 
 def escape(text: str) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kswap.arrays import NOTHING, RunArrays
+from kswap.report.card import forgotten_heading
 from kswap.report.charts import Chart, boundaries, line_chart
 from kswap.report.figures import heading, short
 from kswap.report.panels import Strip, strips
@@ -87,7 +88,7 @@ def context_of(record: RunRecord, *, base_name: str) -> dict[str, Any]:
         "results": results,
         "base_name": base_name,
         "classes": classes,
-        "verbs": VERBS,
+        "verbs": {**VERBS, "forget": forgotten_heading(results)},
         "score_name": SCORES.get(results["score_name"], results["score_name"]),
         "stages": results["stages"],
         "headings": [heading(name) for name in names],

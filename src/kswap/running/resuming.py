@@ -12,7 +12,7 @@ from torch import Tensor
 from kswap.errors import UserError
 from kswap.models import artefact
 from kswap.running.state import RunState
-from kswap.training.checkpoint import check_run, load_checkpoint, save_checkpoint
+from kswap.training.checkpoint import Position, check_run, load_checkpoint, save_checkpoint
 from kswap.training.events import EventLog
 from kswap.training.loop import Trainee
 from kswap.training.optimiser import optimiser_state
@@ -30,11 +30,7 @@ def resume(state: RunState, resume_from: Path, fingerprint: str) -> dict[str, Te
         state.on_note(note)
     if not tensors:
         return {}
-    if position.fingerprint != fingerprint:
-        raise UserError(
-            f"output: {state.folder.path} was begun with other images or other base "
-            "weights; restore them, or name another folder"
-        )
+    _refuse_others(state.folder.path, position, fingerprint)
     if state.accelerator.is_main_process:
         for note in check_run(state.folder.path, position):
             state.on_note(note)
@@ -47,6 +43,25 @@ def resume(state: RunState, resume_from: Path, fingerprint: str) -> dict[str, Te
     }
     state.on_note(f"going on from stage {position.stage}, step {position.step}")
     return tensors
+
+
+def check_same(state: RunState, fingerprint: str) -> None:
+    """Refuse a finished run whose checkpoint says that it is of other images or weights.
+
+    Raises:
+        UserError: they are others.
+    """
+    found = load_checkpoint(state.folder.checkpoints)
+    if found is not None and found[0]:
+        _refuse_others(state.folder.path, found[1], fingerprint)
+
+
+def _refuse_others(path: Path, position: Position, fingerprint: str) -> None:
+    if position.fingerprint != fingerprint:
+        raise UserError(
+            f"output: {path} was begun with other images or other base "
+            "weights; restore them, or name another folder"
+        )
 
 
 def checkpoint(

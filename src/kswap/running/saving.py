@@ -18,7 +18,7 @@ from kswap.report.page import write_report
 from kswap.run_folder import write_results
 from kswap.running.model import adapted
 from kswap.running.state import RunState
-from kswap.settings import ROLES, Role
+from kswap.settings import ROLES, Role, forgets
 from kswap.training.checkpoint import prune
 from kswap.training.device import peak_memory_bytes
 
@@ -37,7 +37,8 @@ def save(
     names: dict[Role, list[str]] = {
         role: [state.data.id2label[c] for c in state.data.class_ids.get(role, ())] for role in ROLES
     }
-    forgotten = sorted({*state.loaded.forgotten, *names["forget"]})
+    aimed_at = names["forget"] if forgets(state.config.order) else []
+    forgotten = sorted({*state.loaded.forgotten, *aimed_at})
     processor = state.loaded.processor
     whole, saved = _in_full_precision(state, swapped)
     artefact.save_adapter(
@@ -79,6 +80,7 @@ def save(
             "model": state.loaded.source,
             "license": license_of(state.loaded.source),
             "weights": state.config.training.base_weights,
+            "forgotten": sorted(state.loaded.forgotten),
         },
         **saved,
         "notes": [*state.data.notes, *_notes_on_weights(state, saved)],

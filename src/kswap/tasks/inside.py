@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from kswap.data import ImageSet
 from kswap.models.features import Places, Tokens, width_of
+from kswap.models.head import Head, head_linear
 from kswap.models.tokens import as_tokens, pooled, scales_of
 from kswap.models.wrapping import bare
 from kswap.objectives import Units
@@ -161,13 +162,11 @@ def features_of(
     base = bare(model)
     count = len(slots.class_ids)
     layers: dict[str, tuple[Tensor, tuple[int, int] | None]] = {}
-    for _, given in sorted(tokens.heads.items()):
-        if given.ndim == 4:  # of a convolution
-            channels_last = given.movedim(1, -1)
-            height, width = channels_last.shape[1:3]
-            layers["head"] = channels_last.flatten(1, 2), (height, width)
-        elif given.shape[:2] == (count, slots.num_queries):
-            layers["head"] = given, None  # the last head is the final one
+    for number, given in sorted(tokens.heads.items()):
+        head = head_linear(base, places.heads[number - 1])
+        read = read_by_head(head, given, (count, slots.num_queries))
+        if read is not None:
+            layers["head"] = read  # the last head is the final one
     for number, block in places.blocks:
         if number in tokens.blocks:
             channels = width_of(base, block)
@@ -178,6 +177,28 @@ def features_of(
         if rows is not None:
             found[name] = rows
     return found
+
+
+def read_by_head(
+    head: Head, given: Tensor, queries: tuple[int, ...]
+) -> tuple[Float[Tensor, "images tokens channels"], tuple[int, int] | None] | None:
+    """Return what a head reads as tokens, and their grid where they are a map.
+
+    A linear may read the queries of all decoder layers at once (layers, images, queries, channels),
+    as with an auxiliary loss of MaskFormer or DETR: the final answer is of the last layer.
+
+    Args:
+        head: the layer that answers classes.
+        given: its input.
+        queries: images and queries of the model.
+
+    Returns:
+        None where the tokens are neither a map nor the queries: those of an encoder.
+    """
+    if isinstance(head, nn.Conv2d):
+        return given.flatten(2).transpose(1, 2), (given.shape[2], given.shape[3])
+    last = given[-1] if given.ndim == 4 else given
+    return (last, None) if last.shape[:2] == queries else None
 
 
 def features_by_slot(
