@@ -315,13 +315,12 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> None:
 
 def _demo(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from kswap.demo import demo_config
+    from kswap.settings import forgets
 
     suffix = "" if arguments.task == DEMOS[0] else f"-{arguments.task}"
     output = arguments.output or Path(f"runs/demo{suffix}")
     config = demo_config(arguments.task, output, overrides)
     answer = _swap(config).results["audit"]
-    from kswap.settings import forgets
-
     if rank() or arguments.audit == "none" or not forgets(config.order):
         return
     if answer.get("level") != arguments.audit:
@@ -339,6 +338,7 @@ def _note(note: str) -> None:
 
 def _swap(config: SwapConfig) -> SwapResult:
     from kswap.plan import plan
+    from kswap.settings import forgets
 
     plan(config)  # a mistake in the stages shows before anything heavy is imported
     _quieten()
@@ -351,8 +351,6 @@ def _swap(config: SwapConfig) -> SwapResult:
     if result.resumed and not result.notes:
         _say("kswap: this run was begun before; its results:")
     classes = result.results["classes"]
-    from kswap.settings import forgets
-
     done = "forgot" if forgets(config.order) else "untouched"
     for verb, role in (("learned", "learn"), (done, "forget"), ("retained", "retain")):
         _print(f"{verb:9}{', '.join(map(printable, classes[role])) or '–'}")

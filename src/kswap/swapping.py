@@ -151,6 +151,10 @@ def swap(
         _check_something_is_kept(stages, data, loaded)
         for note in data.notes:
             on_note(note)
+        first = RunFolder(config.output)  # of the process that writes the run
+        if finished:
+            check_same(first, fingerprint_of(loaded.model, data))
+            return SwapResult(config.output, read_results(config.output), resumed=True)
         if getattr(loaded.model.config, "problem_type", None) == "multi_label_classification":
             on_note("the model is a multi-label one; here it is trained for one label per image")
         if not known:
@@ -168,10 +172,7 @@ def swap(
             seconds,
             find(loaded.task),
         )
-        if finished:
-            check_same(state, fingerprint_of(loaded.model, data))
-            return SwapResult(config.output, read_results(config.output), resumed=True)
-        results = finish(state, resume_from=RunFolder(config.output).checkpoints)
+        results = finish(state, resume_from=first.checkpoints)
         accelerator.wait_for_everyone()
         accelerator.end_training()
         if not accelerator.is_main_process:
@@ -235,13 +236,12 @@ def evaluate(run_dir: str | Path) -> dict[str, Any]:
             "or was given in memory); restore it"
         )
     model, _ = artefact.load(run_dir)
-    learned = any("learn" in stage.active for stage in plan(config))
     return score_roles(
         model.to(accelerator.device),
         find(base.task),
         data,
         split="test",
-        num_rows=len(data.id2label) if learned else data.num_base_classes,
+        num_rows=len(data.id2label),
         batch_size=config.training.eval_batch_size,
         pixels=lambda images: data.pixels(images, device=accelerator.device),
     )

@@ -113,14 +113,21 @@ JSON_REFUSED: list[tuple[str, Callable[[Content], object], str]] = [
 def test_coco_is_refused(
     task: str, change: Any, message: str, tmp_path: Path, build_masks: Build, build_boxes: Build
 ) -> None:
-    path = write_coco(tmp_path, SCENES, names=NAMES) / "annotations.json"
+    build = build_masks if task == "segmentation" else build_boxes
+    coco_refusal(tmp_path, change, message, build)
+
+
+def coco_refusal(
+    root: Path, change: Callable[[Content], object], message: str, build: Build
+) -> str:
+    path = write_coco(root, SCENES, names=NAMES) / "annotations.json"
     content = json.loads(path.read_text())
     change(content)
     path.write_text(json.dumps(content))
-    build = build_masks if task == "segmentation" else build_boxes
     with pytest.raises(UserError, match=message) as error:
-        build(**only_cats({"images": str(tmp_path / "images"), "annotations": str(path)}))
+        build(**only_cats({"images": str(root / "images"), "annotations": str(path)}))
     assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 WITHOUT_OBJECTS: list[tuple[str, Callable[[Content], object], str]] = [
@@ -165,15 +172,9 @@ WITHOUT_OBJECTS: list[tuple[str, Callable[[Content], object], str]] = [
 def test_coco_without_an_object_names_the_json_and_the_reason(
     task: str, change: Any, message: str, tmp_path: Path, build_masks: Build, build_boxes: Build
 ) -> None:
-    path = write_coco(tmp_path, SCENES, names=NAMES) / "annotations.json"
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
     build = build_masks if task == "segmentation" else build_boxes
-    with pytest.raises(UserError, match=message) as error:
-        build(**only_cats({"images": str(tmp_path / "images"), "annotations": str(path)}))
-    assert str(error.value).startswith(f"forget: {path} has no ")
-    assert "\n" not in str(error.value)
+    said = coco_refusal(tmp_path, change, message, build)
+    assert said.startswith(f"forget: {tmp_path / 'annotations.json'} has no ")
 
 
 def coco_notes(root: Path, change: Callable[[Content], object], build: Build) -> SwapData:

@@ -17,7 +17,7 @@ from kswap.data.text import listed
 from kswap.errors import UserError
 from kswap.models import artefact
 from kswap.models.loading import Loaded, load_base
-from kswap.plan import plan
+from kswap.run_folder import check_data_is_named
 from kswap.settings import ROLES, Role
 from kswap.tasks import Pixels
 from kswap.training.device import make_accelerator
@@ -53,10 +53,8 @@ class Work:
 
     @property
     def swapped_rows(self) -> list[int]:
-        """Row of the run for each row of the swapped model; −1: it may not be answered."""
-        learned = any("learn" in stage.active for stage in plan(self.config))
-        num_base = self.data.num_base_classes
-        return [row if learned or row < num_base else -1 for row in range(len(self.data.id2label))]
+        """Row of the run for each row of the swapped model: the run's rows are its rows."""
+        return list(range(len(self.data.id2label)))
 
 
 def load_run(run_dir: Path, results: Mapping[str, Any], *, level: Level, seed: int) -> Work:
@@ -64,11 +62,7 @@ def load_run(run_dir: Path, results: Mapping[str, Any], *, level: Level, seed: i
     config = SwapConfig.from_yaml(run_dir / "config.yaml")
     base = load_base(config.model)
     config = config.for_task(base.task)
-    if not any(getattr(config, role) is not None and getattr(config, role).data for role in ROLES):
-        raise UserError(
-            f"{run_dir}: its data was given in memory, so it cannot be read again; audit a run "
-            "whose config names its data"
-        )
+    check_data_is_named(run_dir, config, verb="audit")
     data = _read(config, base, base.processor)
     names = {r: [data.id2label[c] for c in data.class_ids.get(r, ())] for r in ROLES}
     if names != results["classes"]:

@@ -159,9 +159,10 @@ def build_data(
 
 
 def _drop_unlearned(order: str, settings: dict[Role, SourceConfig]) -> list[str]:
-    """Take out the source of `learn` where no stage learns; return what to say of it.
+    """Take out the source of `learn` where no stage learns; return what to say of idle sources.
 
-    Rows of the head that nothing trains would answer in the saved model.
+    Rows of the head that nothing trains would answer in the saved model. Classes to forget are rows
+    of the base and stay: how much of them is lost without a stage that forgets is worth a score.
     """
     notes = []
     if "learn" in settings and not learns(order):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kswap.errors import UserError
 from kswap.models import artefact
+from kswap.run_folder import RunFolder
 from kswap.running.state import RunState
 from kswap.training.checkpoint import Position, check_run, load_checkpoint, save_checkpoint
 from kswap.training.events import EventLog
@@ -45,15 +46,15 @@ def resume(state: RunState, resume_from: Path, fingerprint: str) -> dict[str, Te
     return tensors
 
 
-def check_same(state: RunState, fingerprint: str) -> None:
+def check_same(folder: RunFolder, fingerprint: str) -> None:
     """Refuse a finished run whose checkpoint says that it is of other images or weights.
 
     Raises:
         UserError: they are others.
     """
-    found = load_checkpoint(state.folder.checkpoints)
+    found = load_checkpoint(folder.checkpoints)
     if found is not None and found[0]:
-        _refuse_others(state.folder.path, found[1], fingerprint)
+        _refuse_others(folder.path, found[1], fingerprint)
 
 
 def _refuse_others(path: Path, position: Position, fingerprint: str) -> None:

@@ -104,13 +104,12 @@ def _in_full_precision(state: RunState, swapped: Any) -> tuple[Any, dict[str, An
     begin = time.perf_counter()
     whole = adapted(state, state.loaded.model)  # on the CPU until now, its head as it came
     artefact.load_trainable_state(whole, artefact.trainable_state(swapped))
-    learned = any(stage.knows_learned for stage in state.stages)
     scored = score_roles(
         artefact.merged_model(whole).to(state.accelerator.device),
         state.task,
         state.data,
         split="test",
-        num_rows=state.num_rows(learned),
+        num_rows=len(state.data.id2label),
         batch_size=state.config.training.eval_batch_size,
         pixels=state.pixels,
     )
