@@ -33,6 +33,7 @@ from kswap.models.fused import fused_adapters
 from kswap.models.head import find_heads
 from kswap.models.prefix import Prefix, Trial, find_prefix
 from kswap.models.structure import find_ffn_blocks
+from kswap.models.unread import Unread, find_unread
 from kswap.settings import AdapterConfig
 
 CLASSES, RANK, TOP = 10, 16, 4
@@ -40,7 +41,7 @@ VARIANTS = {
     "two forwards of the bare model": "the limit: a backward needs at least another forward",
     "PEFT, two forwards": "one for what is forgotten, one for what is retained, as in the paper",
     "PEFT, one forward": "both in one batch",
-    "kswap, all blocks": "`depth: all`: one forward, LoRA fused into its linear",
+    "kswap, all blocks": "`depth: all`: one forward, LoRA fused, unread tokens left out",
     "kswap, last 4 blocks": "`depth: last-4`, computed from the image",
     "kswap, last 4 blocks, prefix kept": "`depth: last-4`, what lies below is kept",
 }
@@ -75,6 +76,7 @@ class Case:
         self.labels = torch.randint(CLASSES, (2 * batch,), device=device)
         self.kept: dict[str, Tensor] = {}
         self.prefix: Prefix | None = None
+        self.unread: Unread | None = None
         if "bare" in name:
             self.model = model
             return
@@ -85,6 +87,15 @@ class Case:
         if "last" in name:
             for block in blocks[:-TOP]:
                 model.get_submodule(block.name).requires_grad_(False)
+        if "kswap" in name:
+            with self.precision:
+                self.unread = find_unread(
+                    model,
+                    blocks[-1],
+                    lambda: [self.model(pixel_values=self.images[:1]).logits],
+                    tolerance=1e-5 if precision is None else 3e-2,
+                )
+            assert self.unread is not None, "a ViT's head reads one token"
         if "kept" in name:
             with self.precision:
                 self._keep([block.name for block in blocks[-TOP:]])
@@ -117,8 +128,10 @@ class Case:
                 with contextlib.ExitStack() as stack:
                     if "kswap" in self.name:
                         stack.enter_context(fused_adapters(self.model))
+                    base: Any = self.model.get_base_model()
+                    if self.unread is not None:
+                        stack.enter_context(self.unread.skipped(base))
                     if self.prefix is not None:
-                        base: Any = self.model.get_base_model()
                         stack.enter_context(self.prefix.playing(base, self.kept))
                     logits = self.model(pixel_values=self.images).logits
             loss = functional.cross_entropy(logits, self.labels)

@@ -119,10 +119,14 @@ def watched(config: SwapConfig, *, fused: bool) -> Watch:
             watch.blocks = f"{total - state.position.num_frozen} of {total}"
         return done
 
+    all_tokens = mock.patch(
+        "kswap.running.stages.without_unread_tokens", lambda trainee, *words: trainee
+    )
     own: Callable[..., Any] = fused_adapters if fused else contextlib.nullcontext
     with (
         mock.patch.object(StageRunner, "_train", clocked),
         mock.patch("kswap.running.stages.fused_adapters", own),
+        contextlib.nullcontext() if fused else all_tokens,
     ):
         swap(config)
     return watch

@@ -53,6 +53,28 @@ def test_losses_are_those_of_a_run_that_computes_everything(task, tmp_path):
         assert torch.allclose(values, other[name], atol=1e-5), name
 
 
+def test_losses_are_those_of_a_run_that_computes_tokens_nobody_reads(tmp_path, monkeypatch):
+    import kswap.running.stages as stages
+
+    found = []
+    look = stages.without_unread_tokens
+
+    def watching(*words):
+        found.append(look(*words).unread)
+        return look(*words)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "without_unread_tokens", watching)
+        _, cut, adapter = run("classification", tmp_path / "cut", depth="all")
+    assert len(found) == 2
+    assert all(unread is not None and unread.num_read == 1 for unread in found)
+    monkeypatch.setattr(stages, "without_unread_tokens", lambda trainee, *_: trainee)
+    _, whole, other = run("classification", tmp_path / "whole", depth="all")
+    assert_alike(cut, whole, 1e-5)
+    for name, values in adapter.items():
+        assert torch.allclose(values, other[name], atol=1e-5), name
+
+
 def test_a_first_stage_that_does_not_know_the_images_to_learn_keeps_what_masks_read(tmp_path):
     notes: list[str] = []
     _, kept, _ = run("segmentation", tmp_path / "kept", order="F", notes=notes)

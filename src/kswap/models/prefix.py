@@ -253,7 +253,9 @@ def find_prefix(
         kept = prefix.record(base, lambda: trial.answers(trial.examples))
 
         def plays(prefix: Prefix, examples: X) -> bool:
-            return _same(_played(prefix, base, trial, examples, kept, nothing=torch.nan), truth)
+            return same_answers(
+                _played(prefix, base, trial, examples, kept, nothing=torch.nan), truth
+            )
 
         for place in reversed(range(len(calls))):
             fewer = _without(prefix, place)
@@ -261,14 +263,18 @@ def find_prefix(
             if useful and fewer.bytes_per_image and plays(fewer, trial.examples):
                 prefix = fewer
         alone = prefix.record(base, lambda: trial.answers(trial.fewer))
-        if not _same(list(alone.values()), [kept[name][: trial.count - 1] for name in alone]):
+        if not same_answers(
+            list(alone.values()), [kept[name][: trial.count - 1] for name in alone]
+        ):
             return None  # outputs depend on the other images of a batch
         if plays(prefix, trial.blank(trial.examples, torch.nan)):
             prefix = replace(prefix, reads_pixels=False)
         truth = trial.answers(trial.others)
         kept = prefix.record(base, lambda: trial.answers(trial.others))
         blank = trial.others if prefix.reads_pixels else trial.blank(trial.others, 0.0)
-        if not kept or not _same(_played(prefix, base, trial, blank, kept, nothing=0.0), truth):
+        if not kept or not same_answers(
+            _played(prefix, base, trial, blank, kept, nothing=0.0), truth
+        ):
             return None
     return prefix
 
@@ -373,14 +379,23 @@ def _played(
         return None
 
 
-def _same(found: Sequence[Tensor] | None, truth: Sequence[Tensor]) -> bool:
+def same_answers(
+    found: Sequence[Tensor] | None, truth: Sequence[Tensor], tolerance: float = _TOLERANCE
+) -> bool:
+    """Return whether tensors are equal up to rounding; NaN equals NaN alone.
+
+    Args:
+        found: compared with `truth`; None is equal to nothing.
+        truth: the same number of tensors.
+        tolerance: largest difference, as a share of the largest number of a tensor.
+    """
     if found is None or len(found) != len(truth):
         return False
     for one, other in zip(found, truth, strict=True):
         if one.shape != other.shape:
             return False
         size = float(other.float().nan_to_num(0, 0, 0).abs().max()) if other.numel() else 0.0
-        near = _TOLERANCE * max(size, 1e-6)
+        near = tolerance * max(size, 1e-6)
         if not torch.allclose(one.float(), other.float(), rtol=0, atol=near, equal_nan=True):
             return False
     return True

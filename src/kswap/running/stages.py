@@ -31,6 +31,7 @@ from kswap.training.preparing import prepare
 from kswap.training.progress import progress
 from kswap.training.streams import Source, Streams
 from kswap.training.teaching import taught_roles
+from kswap.training.unread_tokens import without_unread_tokens
 
 
 @dataclass
@@ -145,11 +146,12 @@ class StageRunner:
         if not state.position.step:
             state.position.num_frozen = num_frozen_blocks(trainee, stage, streams)
         trainee = narrowed(trainee, state.position.num_frozen)
+        sets = {role: source.images for role, source in sources.items()}
         if state.position.step:
             prepared = {k[9:]: v for k, v in tensors.items() if k.startswith("prepared.")}
         else:
-            sets = {role: source.images for role, source in sources.items()}
             prepared = prepare(trainee, stage, streams, sets)
+        trainee = without_unread_tokens(trainee, stage, sets, state.blocks[-1])
         begin = time.perf_counter()
         with progress(f"prefix of {stage.name}") as report:
             names = [block.name for block in state.blocks]

@@ -20,6 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from kswap.models.features import Places, recorded_features
 from kswap.models.prefix import Prefix
+from kswap.models.unread import Unread
 from kswap.objectives import NEEDS_FEATURES, OBJECTIVES, Units, serves
 from kswap.objectives.consolidation import consolidation
 from kswap.objectives.sparsity import group_lasso, proximal_step
@@ -62,6 +63,8 @@ class Trainee:
     seed: int
     prefix: Prefix | None = None
     """What does not run again where a batch brings its outputs."""
+    unread: Unread | None = None
+    """What need not see tokens that no term of the stage reads."""
 
 
 def compute_terms(
@@ -277,6 +280,7 @@ def units_of(trainee: Trainee, stage: Stage, part: Batch) -> list[Units]:
         images = trainee.task.units_are_images
         with (
             _playing(trainee, part, examples.pixels.device),
+            _skipping(trainee),
             recorded_features(trainee.model, view.places if images else _NOWHERE) as features,
         ):
             units = trainee.task.units(trainee.model, examples, teacher, view)
@@ -292,6 +296,14 @@ def _playing(trainee: Trainee, part: Batch, device: torch.device) -> AbstractCon
     model: Any = trainee.model
     kept = {name: values.to(device, non_blocking=True) for name, values in part.kept.items()}
     return trainee.prefix.playing(model.get_base_model(), kept)
+
+
+def _skipping(trainee: Trainee) -> AbstractContextManager[None]:
+    """Return a context in which tokens that nobody reads are not computed."""
+    model: Any = trainee.model
+    if trainee.unread is None:
+        return nullcontext()
+    return trainee.unread.skipped(model.get_base_model())
 
 
 def _informed(
