@@ -1,6 +1,7 @@
 """Every method on one swap, audited, written to docs/results.md: presets x seeds.
 
     python benchmarks/methods.py [--jobs 2] [--seeds 0 1 2] [--only default deep] [--table]
+    python benchmarks/methods.py --task cifar10      # or segmentation, or detection
 
 The swap is that of `kswap demo classification`, in order LF. All methods get the same images,
 flips, steps, batches and blocks, and those that have no learning stage of their own learn by the
@@ -9,6 +10,10 @@ twice the forget images a step, in 180 steps instead of 52. Every run is a `kswa
 `kswap audit --level quick` with the demo's reference, each in a process of its own, kept under the
 cache folder, so that the command goes on where it was stopped; what a finished one says is kept in
 benchmarks/records.
+
+The other tasks have `default` and `deep`, with their own steps: the demos' scenes with the demos'
+references, and CIFAR-10 with the ViT-S of scripts/make_benchmark.py, whose references are
+fine-tuned from the same backbone, one a seed.
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ from typing import Any
 
 from commands import stoppable
 from records import Records, scores_of
+from swaps import sources
 from tables import CACHE, shown, write_section
 
 from kswap.audits.findings import Interval
@@ -28,8 +34,10 @@ from kswap.audits.probe import MARGIN
 from kswap.benching import table
 from kswap.benching.arms import Arm
 from kswap.benching.audits import audit_arms
+from kswap.benching.bench import reference_sources
 from kswap.benching.execution import Job, make_jobs, run_jobs
 from kswap.benching.processes import in_processes
+from kswap.benching.references import runs_by_seed
 from kswap.demo import demo_values, write_demo
 from kswap.errors import UserError
 from kswap.presets import PRESETS
@@ -43,14 +51,23 @@ METHODS = [
     *("default", "deep", "paper", "ft", "neggrad+", "random-labels", "scrub", "salun", "ssd"),
     *("bad-teacher", "boundary-shrink", "task-arithmetic", "gs-lora", "gs-lora++", "lwf", "ewc"),
 ]
+TASKS = (TASK, "cifar10", "segmentation", "detection")
+OTHER_METHODS = ["default", "deep"]
+"""Those of the other tasks."""
+BACKBONE = str(Path.home() / ".cache/kswap-data/vit-s")
+"""What the references of CIFAR-10 are fine-tuned from, as their base was."""
 _BATCHES = {"learn": 32, "retain": 32, "forget": 16, "kept": 48}
 RESTORE = ("class means of 5 images", "head refitted, 5 images")
 """Ways whose scores the table has."""
 SEEDS = (0, 1, 2)
 
 
-def values(arm: Arm, folder: Path) -> Mapping[str, Any]:
+def values(arm: Arm, folder: Path, task: str = TASK) -> Mapping[str, Any]:
     """Return the config of an arm without seed and output."""
+    if task == "cifar10":
+        return sources(TASK, arm.preset)
+    if task != TASK:
+        return demo_values(task, folder, arm.preset)
     own = demo_values(TASK, folder, arm.preset)
     if arm.preset in ("default", "deep"):
         return own
@@ -159,7 +176,9 @@ def summary(results: Mapping[str, Any]) -> dict[str, Any]:
     return {**scores_of(results), "audit": {"verdict": verdict, "audits": kept}}
 
 
-def run_seed(jobs: Sequence[Job], folder: Path, records: Records, *, num_jobs: int) -> list[str]:
+def run_seed(
+    jobs: Sequence[Job], folder: Path, records: Records, *, num_jobs: int, backbone: str | None
+) -> list[str]:
     """Run and audit the methods of one seed; return what went wrong, a line each."""
     run_all = in_processes(num_jobs)
     failures = run_jobs(
@@ -175,10 +194,11 @@ def run_seed(jobs: Sequence[Job], folder: Path, records: Records, *, num_jobs: i
         if not problem:
             records.add(by_arm[name.removeprefix("audit of ")], summary)
 
-    reference = {job.seed: [str(folder / "demo-reference")] for job in jobs}
+    runs = runs_by_seed([job.config.output for job in jobs])
+    named = [backbone] if backbone else []
     failures += audit_arms(
         jobs,
-        reference,
+        reference_sources(runs, named, folder, train=backbone is not None),
         folder / f"audits-{jobs[0].seed}" if jobs else folder,
         level="quick",
         reference_level="R2",
@@ -194,31 +214,40 @@ def run_seed(jobs: Sequence[Job], folder: Path, records: Records, *, num_jobs: i
 def main(argv: Sequence[str] | None = None) -> int:
     """Run and audit what is missing, then write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--task", choices=TASKS, default=TASK)
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
     parser.add_argument("--seeds", type=int, nargs="+", choices=SEEDS, default=SEEDS)
     parser.add_argument("--only", nargs="+", default=METHODS, help="presets")
-    parser.add_argument("--output", type=Path, default=CACHE / "methods", help="run folders")
+    parser.add_argument("--output", type=Path, help="run folders (default: in the cache folder)")
     parser.add_argument("--table", action="store_true", help="only write the table")
     arguments = parser.parse_args(argv)
-    folder = arguments.output.expanduser().resolve()
+    task = arguments.task
+    name = "methods" if task == TASK else f"methods-{task}"
+    folder = (arguments.output or CACHE / name).expanduser().resolve()
+    backbone = BACKBONE if task == "cifar10" else None
     failures: list[str] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_demo(TASK, folder / "demo")
-        arms = [arm_of(preset) for preset in METHODS]
-        every = make_jobs(lambda arm: values(arm, folder / "demo"), arms, SEEDS, folder / "runs")
-        records = Records("methods", folder)
+        if backbone is None:
+            write_demo(task, folder / "demo")
+        arms = [arm_of(preset) for preset in (METHODS if task == TASK else OTHER_METHODS)]
+        every = make_jobs(
+            lambda arm: values(arm, folder / "demo", task), arms, SEEDS, folder / "runs"
+        )
+        records = Records(name, folder)
         chosen = [
             job for job in every if job.arm.preset in arguments.only and job.seed in arguments.seeds
         ]
         for seed in () if arguments.table else arguments.seeds:
             missing = records.missing([job for job in chosen if job.seed == seed])
-            failures += run_seed(missing, folder, records, num_jobs=arguments.jobs)
+            failures += run_seed(
+                missing, folder, records, num_jobs=arguments.jobs, backbone=backbone
+            )
         found = records.found(every)
         if found:
-            yardsticks = records.yardsticks(every)
+            yardsticks = records.yardsticks(every, backbone)
             text = f"{methods_table(found, yardsticks)}\n\n{table.describe(yardsticks)}"
-            write_section("methods", text)
+            write_section(name.replace("-", " "), text)
     except UserError as error:
         print(f"methods: error: {error}", file=sys.stderr)
         return 2

@@ -73,10 +73,16 @@ class Records:
         self._all[job.name] = {"config": digest(job, self._folder), **summary(results)}
         self._write()
 
-    def yardsticks(self, jobs: Sequence[Job]) -> dict[int, Yardstick]:
-        """Return seed -> what the demo's reference scores: measured where the seed has a run."""
+    def yardsticks(self, jobs: Sequence[Job], backbone: str | None = None) -> dict[int, Yardstick]:
+        """Return seed -> what its reference scores: measured where the seed has a run.
+
+        Args:
+            jobs: the runs.
+            backbone: one reference a seed was fine-tuned from it; None: the demo's serves all.
+        """
         runs = references.runs_by_seed([job.config.output for job in jobs])
-        sources = reference_sources(runs, [], self._folder)
+        named = [backbone] if backbone else []
+        sources = reference_sources(runs, named, self._folder, train=backbone is not None)
         measured = references.measure(runs, sources, "R2", self._folder / "references.json")
         for seed, one in measured.items():
             self._all[f"reference {seed}"] = {"level": one.level, "scores": one.scores}
@@ -85,7 +91,9 @@ class Records:
         found = {}
         for seed in dict.fromkeys(job.seed for job in jobs):
             if record := self._all.get(f"reference {seed}"):
-                models = ("the demo's reference",)
+                models = (
+                    f"{Path(backbone).name}, fine-tuned" if backbone else "the demo's reference",
+                )
                 found[seed] = Yardstick(record["level"], models, record["scores"])
         return found
 
