@@ -68,7 +68,9 @@ class Tokens:
     """What heads received and blocks returned in the latest forward, whole."""
 
     heads: dict[int, Tensor] = field(default_factory=dict)
-    """By number, from 1; of a head that is called several times, the last one."""
+    """By number, from 1; of a head that is called several times, the last one, but not the layers of
+    an auxiliary loss on top of each other, where the head has read the final one by itself (DETR
+    stacks them before its last norm)."""
     blocks: dict[int, Tensor] = field(default_factory=dict)
     """By number, from 1."""
 
@@ -88,7 +90,9 @@ def recorded_tokens(model: nn.Module, places: Places) -> Iterator[Tokens]:
 
     def receive(number: int) -> Any:
         def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
-            tokens.heads[number] = args[0]
+            given, earlier = args[0], tokens.heads.get(number)
+            if earlier is None or given.ndim <= earlier.ndim:
+                tokens.heads[number] = given
 
         return hook
 
