@@ -408,6 +408,7 @@ def test_run_evaluate_predict_export(values, tmp_path, capsys, old_images, new_i
 def test_what_no_stage_forgets_is_not_said_to_be_forgotten(values, tmp_path, capsys):
     assert main(run(values, tmp_path, "--order", "L")) == 0
     said = capsys.readouterr()
+    assert "untouched red" in said.out.splitlines()
     assert "forgot " not in said.out
     assert "forget: order L has no stage that forgets; its classes are scored" in said.err
     assert json.loads((tmp_path / "run/model/config.json").read_text())["kswap"]["forgotten"] == []
