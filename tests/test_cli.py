@@ -405,6 +405,23 @@ def test_run_evaluate_predict_export(values, tmp_path, capsys, old_images, new_i
     assert "exists" in refused(["export", folder, "--to", str(tmp_path / "out")], capsys)
 
 
+def test_what_no_stage_forgets_is_not_said_to_be_forgotten(values, tmp_path, capsys):
+    assert main(run(values, tmp_path, "--order", "L")) == 0
+    said = capsys.readouterr()
+    assert "untouched red" in said.out.splitlines()
+    assert "forgot " not in said.out
+    assert "forget: order L has no stage that forgets; its classes are scored" in said.err
+    assert json.loads((tmp_path / "run/model/config.json").read_text())["kswap"]["forgotten"] == []
+    for page in ("README.md", "report.html"):
+        text = (tmp_path / "run" / page).read_text()
+        assert "To forget (no stage of order L did)" in text
+        assert "Forgotten:" not in text
+    export = ["export", str(tmp_path / "run"), "--to", str(tmp_path / "out"), "--drop-forgotten"]
+    assert main(export) == 0
+    labels = json.loads((tmp_path / "out/config.json").read_text())["id2label"]
+    assert list(labels.values()) == [*OLD, *NEW]
+
+
 def test_onnx_gives_the_runs_logits_and_dropped_rows_are_gone(values, tmp_path, old_images):
     onnxruntime = pytest.importorskip("onnxruntime")
     assert main(run(values, tmp_path)) == 0

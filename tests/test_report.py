@@ -348,6 +348,40 @@ def test_only_a_hub_id_is_the_base_model_and_no_path_is_told(tmp_path, model, na
     assert "Not audited yet: run `kswap audit RUN`" in text
 
 
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("/runs/first/model", "first"),
+        ("/runs/first", "first"),
+        ("/model", "model"),
+        ("hub/model", "hub/model"),
+    ],
+)
+def test_a_base_that_is_a_runs_model_has_the_name_of_the_run(tmp_path, model, name):
+    write_run(tmp_path, "classification")
+    results = json.loads((tmp_path / "results.json").read_text())
+    results["base"] = {"model": model, "license": None}
+    text = card(results)
+    assert f"# {name}, swapped" in text.splitlines()
+    index = yaml.safe_load(text.split("---")[1])["model-index"]
+    assert [one["name"] for one in index] == [f"{name}, swapped"]
+
+
+@pytest.mark.parametrize(
+    ("before", "said"),
+    [
+        ([], "ship"),
+        (["ship"], "ship"),
+        (["owl", "ship", "<b>*"], "ship (by earlier swaps: owl, &lt;b&gt;\\*)"),
+    ],
+)
+def test_the_card_lists_what_earlier_swaps_forgot_once(tmp_path, before, said):
+    write_run(tmp_path, "classification", classes=CLASSES | {"learn": [QUOTES], "forget": ["ship"]})
+    results = json.loads((tmp_path / "results.json").read_text())
+    results["base"]["forgotten"] = before
+    assert f"* **Forgotten:** {said}" in card(results).splitlines()
+
+
 def test_the_public_name_does_not_take_the_packages_place():
     assert kswap.draw_report is draw_report
     assert "draw_report" in kswap.__all__

@@ -175,28 +175,95 @@ def test_a_second_swap_starts_from_the_first_ones_model(finished, old_images, tm
     assert second.scores["1-forget"]["learn"] is None
     model, _ = kswap.load(second.run_dir)
     assert model.config.kswap["forgotten"] == ["green", "red"]
+    # and so says the card, which names the first run, not the folder model/ in it
+    assert second.results["base"]["forgotten"] == ["red"]
+    card = (second.run_dir / "README.md").read_text()
+    assert "**Forgotten:** green (by earlier swaps: red)" in card
+    assert f"# {finished.run_dir.name}, swapped" in card
 
 
-def test_model_and_data_sets_in_memory(values, old_images, new_images, tmp_path):
+def test_order_f_with_a_learn_source_adds_no_rows(values):
+    notes = []
+    config = SwapConfig.from_mapping(values | {"order": "F"})
+    result = kswap.swap(config, on_note=notes.append)
+    said = "learn: left out, as order F has no stage that learns"
+    assert said in notes
+    assert said in result.results["notes"]
+    assert result.results["classes"]["learn"] == []
+    assert result.scores["1-forget"]["learn"] is None
+    assert kswap.evaluate(result.run_dir)["scores"] == result.scores["1-forget"]
+    model, _ = kswap.load(result.run_dir)
+    assert model.classifier.out_features == len(OLD)
+    assert tuple(model.config.id2label.values()) == OLD
+    assert model.config.kswap["learned"] == []
+    assert model.config.kswap["forgotten"] == ["red"]
+
+
+@pytest.fixture
+def in_memory(old_images, new_images, tmp_path):
+    """Images of every role, as data sets."""
     datasets = pytest.importorskip("datasets")
+    old, new = (
+        datasets.load_dataset(
+            "imagefolder", data_dir=str(folder), split="train", cache_dir=str(tmp_path)
+        )
+        for folder in (old_images, new_images)
+    )
+    return {"learn": new, "forget": old, "retain": old}
+
+
+def test_model_and_data_sets_in_memory(values, in_memory):
     model = tiny_vit()
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    old = datasets.load_dataset(
-        "imagefolder", data_dir=str(old_images), split="train", cache_dir=str(tmp_path)
-    )
-    new = datasets.load_dataset(
-        "imagefolder", data_dir=str(new_images), split="train", cache_dir=str(tmp_path)
-    )
-    for role in ("learn", "forget", "retain"):
+    for role in in_memory:
         values[role].pop("data")
     result = kswap.swap(
-        SwapConfig.from_mapping(values),
-        model=model, processor=tiny_processor(), learn=new, forget=old, retain=old,
-    )  # fmt: skip
+        SwapConfig.from_mapping(values), model=model, processor=tiny_processor(), **in_memory
+    )
     assert result.results["classes"]["learn"] == sorted(NEW)
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     with pytest.raises(UserError, match=r"data was given in memory, .*; evaluate a run whose"):
         kswap.evaluate(result.run_dir)
+
+
+def files_of(run_dir):
+    return {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+
+
+def check_others_are_refused(config, given, others):
+    """Swap, again with the same, and with each of `others`: the config says nothing of them."""
+    first = kswap.swap(config, **given)
+    left = files_of(first.run_dir)
+    again = kswap.swap(config, **given)
+    assert again.resumed
+    assert again.results == first.results
+    for other in others:
+        with pytest.raises(UserError, match="begun with other images or other base weights"):
+            kswap.swap(config, **given | other)
+    assert files_of(first.run_dir) == left
+
+
+def test_a_finished_run_of_data_in_memory_is_of_that_data(values, in_memory):
+    new = in_memory["learn"]
+    values["learn"].pop("data")
+    labels = new.features["label"].names
+    turned = new.map(lambda row: {"label": len(labels) - 1 - row["label"]})
+    check_others_are_refused(
+        SwapConfig.from_mapping(values),
+        {"learn": new},
+        [{"learn": new.select(range(1, len(new)))}, {"learn": turned}],
+    )
+
+
+def test_a_finished_run_of_a_model_in_memory_is_of_that_model(values):
+    other = tiny_vit()
+    with torch.no_grad():
+        other.classifier.bias[0] += 1e-3
+    check_others_are_refused(
+        SwapConfig.from_mapping(values),
+        {"model": tiny_vit(), "processor": tiny_processor()},
+        [{"model": other}],
+    )
 
 
 @pytest.mark.parametrize("order", ["L", "F", "FL", "J", "LFL", "FLF"])

@@ -353,7 +353,7 @@ def _swap(config: SwapConfig) -> SwapResult:
     classes = result.results["classes"]
     done = "forgot" if forgets(config.order) else "untouched"
     for verb, role in (("learned", "learn"), (done, "forget"), ("retained", "retain")):
-        _print(f"{verb:9}{', '.join(map(printable, classes[role])) or '–'}")
+        _print(f"{verb:8} {', '.join(map(printable, classes[role])) or '–'}")
     show(result.results)
     seconds, run_dir = result.results["seconds"]["total"], result.run_dir
     _print(

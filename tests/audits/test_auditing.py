@@ -15,7 +15,8 @@ from conftest import NEW, OLD, tiny_processor, tiny_vit
 
 import kswap
 from kswap.audits import quality, relearning, retraining
-from kswap.audits.references import match_rows
+from kswap.audits.references import NOTES, describe, match_rows
+from kswap.audits.subjects import Subject
 from kswap.cli import main
 from kswap.config import SwapConfig
 from kswap.errors import UserError
@@ -157,6 +158,9 @@ def test_a_strict_audit_of_a_run_that_learns_nothing(base_dir, old_images, tmp_p
         patch.setattr(battery.relearning, "STRICT", (Condition(LEARN_SET, "new LoRA"),))
         answer = kswap.audit(tmp_path / "run", level="strict", skip=["A3", "A9"])
     check_shape(answer)
+    note = "none, and no class to learn is a control"
+    assert answer["reference"] == {"level": "R3", "model": None, "valid": False, "note": note}
+    assert f"Reference: R3 (not valid). {note}" in (tmp_path / "run/README.md").read_text()
     assert not {"A3", "A9"} & set(answer["audits"])
     if answer["audits"]["A7"]["tables"]:  # random weights may not answer red at all
         row = answer["audits"]["A7"]["tables"][0]["rows"][0]
@@ -331,9 +335,8 @@ def test_classes_that_an_earlier_swap_forgot_are_scored_again(swapped_run, old_i
 def test_without_a_reference_it_says_so_and_never_passes(run_dir):
     answer = kswap.audit(run_dir)
     check_shape(answer)
-    assert answer["reference"] == {
-        "level": "R3", "model": None, "valid": False, "note": answer["reference"]["note"]
-    }  # fmt: skip
+    note = "none; the control is the base, asked of the classes to learn, which it never saw"
+    assert answer["reference"] == {"level": "R3", "model": None, "valid": False, "note": note}
     statuses = {name: found["status"] for name, found in answer["audits"].items()}
     assert statuses["A5"] == statuses["A6"] == "info"
     assert statuses["A10"] in ("info", "not available")
@@ -480,6 +483,19 @@ def test_classes_of_a_reference_are_matched_by_name():
     assert found == (2, -1, 0)
     with pytest.raises(UserError, match="has cat among its labels"):
         match_rows("m", {0: "new_bird", 1: "CAT", 2: "tench"}, names, class_ids)
+
+
+@pytest.mark.parametrize(
+    ("splits", "note"),
+    [
+        (["train", "test"], NOTES["R3"]),
+        (["train"], "none, and no class to learn is a control"),  # nothing to score it on
+        ([], "none, and no class to learn is a control"),
+    ],
+)
+def test_the_base_is_a_control_only_where_it_was_asked_of_classes_to_learn(splits, note):
+    base = Subject("base", {"learn": dict.fromkeys(splits), "retain": {}})
+    assert describe(None, base, None)["note"] == note
 
 
 @pytest.mark.slow

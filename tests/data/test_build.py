@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import transformers
+from data.conftest import LABELS
 from data.pictures import images_of, noise, same, sizes, write_folder
 from PIL import Image
 
@@ -129,6 +130,36 @@ def test_fraction_thins_train_only(everything: Path, build: Build) -> None:
     assert images_of(half, "retain", "test") == images_of(full, "retain", "test")
     assert sizes(half, "forget") == sizes(full, "forget")
     assert "retain: 10 train images left out by fraction 0.5" in half.notes
+
+
+@pytest.mark.parametrize(
+    ("order", "roles", "said"),
+    [
+        ("F", {"forget", "retain"}, "learn: left out, as order F has no stage that learns"),
+        ("L", set(ROLES), "forget: order L has no stage that forgets; its classes are scored, and "
+         "not marked as forgotten"),
+        ("J", set(ROLES), None),
+        ("FL", set(ROLES), None),
+    ],
+)  # fmt: skip
+def test_a_source_without_a_stage_of_its_own_is_said(
+    order: str, roles: set[str], said: str | None, everything: Path, build: Build
+) -> None:
+    data = build(**three_roles(everything), order=order)
+    assert set(data.sets) == {role for role, rows in data.class_ids.items() if rows} == roles
+    assert data.id2label == (LABELS | {3: "horse"} if "learn" in roles else LABELS)
+    assert [note for note in data.notes if "no stage" in note] == ([said] if said else [])
+
+
+def test_what_is_to_be_learned_is_not_read_where_no_stage_learns(
+    everything: Path, build: Build
+) -> None:
+    config = three_roles(everything)
+    given = {"learn": object()}
+    expected = build(forget=config["forget"], retain=config["retain"])
+    config["learn"] = {"data": str(everything / "nowhere"), "streaming": True}
+    assert same(build(**config, order="F"), expected)
+    assert same(build(**config, order="F", in_memory=given), expected)
 
 
 def test_thinned_images_are_not_held(

@@ -227,6 +227,35 @@ def test_masks_hold_rows_by_role(tmp_path: Path, build_masks: Build) -> None:
     assert len(found) == sum("dog" in s or "frog" in s for s in SCENES)
 
 
+@pytest.mark.parametrize("settings", [{}, {"class_names": ["background", *NAMES]}])
+@pytest.mark.parametrize("by_model", [True, False])
+def test_names_that_begin_with_a_background_count_the_values_of_the_files(
+    settings: Any, by_model: bool, tmp_path: Path, build_masks: Build, reducing: Any
+) -> None:
+    write_masks(tmp_path, SCENES)  # classes.txt begins with a background
+    if by_model:
+        data = build_masks(**swap(str(tmp_path), **settings), fitted_by=reducing)
+    else:
+        data = build_masks(**swap(str(tmp_path), **settings, reduce_zero_label=True))
+    found = every_mask(data, "retain")
+    assert found
+    for i, scene in enumerate(SCENES):
+        key = noise(f"{i:03}.png", WIDTH, HEIGHT).tobytes()
+        if key in found:
+            values = index_mask(scene, {name: row + 1 for name, row in ROW.items()}).astype(int)
+            assert np.array_equal(found[key], np.where(values == 0, IGNORE, values - 1))
+    assert set(np.unique(data.sets["learn"]["train"].masks)) == {OPEN, ROW["horse"]}
+
+
+def test_names_without_a_background_count_from_the_first_class(
+    tmp_path: Path, build_masks: Build, reducing: Any
+) -> None:
+    config = swap(str(write_masks(tmp_path, SCENES)))
+    expected = build_masks(**config, fitted_by=reducing)
+    (tmp_path / "classes.txt").write_text("\n".join(NAMES))  # of the values less one
+    assert same_masks(build_masks(**config, fitted_by=reducing), expected)
+
+
 def test_ade20k(tmp_path: Path, build_masks: Build, reducing: Any) -> None:
     data = build_masks(**ade(tmp_path / "a"), fitted_by=reducing)
     retain, learn = data.sets["retain"]["train"], data.sets["learn"]["train"]
@@ -430,6 +459,16 @@ def test_data_in_memory(tmp_path: Path, build_boxes: Build) -> None:
     config["retain"] = more
     roles = dict.fromkeys(("learn", "forget", "retain"), table)
     assert same_boxes(build_boxes(**config, in_memory=roles), expected)
+
+
+def test_scenes_to_learn_are_left_out_where_no_stage_learns(
+    tmp_path: Path, build_boxes: Build
+) -> None:
+    data = build_boxes(**swap(str(write_coco(tmp_path, SCENES))), order="F")
+    assert set(data.sets) == {"forget", "retain"}
+    assert not data.class_ids["learn"]
+    assert "horse" not in data.id2label.values()
+    assert "learn: left out, as order F has no stage that learns" in data.notes
 
 
 def test_splits_by_name(tmp_path: Path, build_boxes: Build) -> None:
