@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from kswap.errors import UserError
 from kswap.models.artefact import load, save_model
+from kswap.models.checks import check_folder
 from kswap.models.loading import from_objects, load_base
 
 
@@ -61,6 +62,12 @@ def test_a_sound_folder_loads(saved):
     with torch.no_grad():
         inputs = tiny_inputs(model)
         assert torch.equal(loaded.model(**inputs).logits, model(**inputs).logits)
+
+
+def test_config_json_of_a_timm_model_describes_its_processor(folder):
+    (folder / "preprocessor_config.json").unlink()
+    edit(folder, pretrained_cfg={"input_size": [3, 32, 32]})
+    check_folder(folder)
 
 
 def test_half_precision_weights_are_widened(saved, folder):

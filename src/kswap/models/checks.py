@@ -66,7 +66,8 @@ def check_folder(folder: Path) -> None:
             f"model: {str(folder)!r} has no weights; add model.safetensors (save_pretrained "
             "writes it)"
         )
-    if files.isdisjoint(_PROCESSOR_FILES):
+    of_timm = b'"pretrained_cfg"' in (folder / "config.json").read_bytes()  # and is read from there
+    if files.isdisjoint(_PROCESSOR_FILES) and not of_timm:
         raise UserError(
             f"model: {str(folder)!r} has no preprocessor_config.json; copy that of the model it "
             "was trained "
