@@ -284,6 +284,22 @@ def test_objects_that_are_no_classifier(model, message):
         from_objects(model, object())
 
 
+def test_an_object_with_a_head_that_its_class_does_not_make():
+    model = FAMILIES["vit"]()
+    model.classifier = torch.nn.Sequential(torch.nn.LayerNorm(32), torch.nn.Linear(32, 5))
+    with pytest.raises(UserError, match=r"\(classifier.0.bias, .* not loaded again") as caught:
+        from_objects(model, tiny_processor(model))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_objects_of_every_family(family):
+    model = FAMILIES[family]()
+    random = torch.get_rng_state()
+    assert from_objects(model, tiny_processor(model)).id2label == LABELS
+    assert torch.equal(random, torch.get_rng_state())
+
+
 def test_objects_without_a_processor():
     with pytest.raises(UserError, match="processor"):
         from_objects(FAMILIES["vit"](), None)
