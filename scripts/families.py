@@ -33,7 +33,9 @@ _REFUSED = """\
 | OneFormer, DETR for panoptic segmentation | need a text, or answer panoptic questions |
 | models whose loss is none of those in `tasks/criteria` | it cannot be split by class |
 
-RF-DETR's own image processor needs torchvision (`pip install torchvision`).
+RF-DETR's own image processor needs torchvision (`pip install torchvision`), and so do timm's
+classifiers (`TimmWrapperForImageClassification`, `pip install timm`); ViT, DeiT, CaiT, BEiT,
+EVA-02, Swin, MLP-Mixer and ResMLP of timm were tried.
 """
 
 

@@ -209,6 +209,15 @@ def test_drop_rows(family, built):
     assert model.config.num_labels == 3
 
 
+def test_names_that_timm_reads_in_place_of_the_label_map_follow(built):
+    model, _ = built("vit")
+    model.config.label_names = list(LABELS.values())  # in config.json of a TimmWrapper
+    extend_head(model, NEW, init="random", seed=0)
+    assert model.config.label_names == list(NEW.values())
+    drop_rows(model, [3, 0])
+    assert model.config.label_names == list(model.config.id2label.values())
+
+
 @pytest.mark.parametrize(
     ("ids", "message"), [(range(5), "at least one"), ([1, 9], r"\[9\] are not")]
 )

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from kswap.errors import UserError
 from kswap.models.artefact import load, save_model
+from kswap.models.checks import check_folder
 from kswap.models.loading import from_objects, load_base
 
 
@@ -61,6 +62,12 @@ def test_a_sound_folder_loads(saved):
     with torch.no_grad():
         inputs = tiny_inputs(model)
         assert torch.equal(loaded.model(**inputs).logits, model(**inputs).logits)
+
+
+def test_config_json_of_a_timm_model_describes_its_processor(folder):
+    (folder / "preprocessor_config.json").unlink()
+    edit(folder, pretrained_cfg={"input_size": [3, 32, 32]})
+    check_folder(folder)
 
 
 def test_half_precision_weights_are_widened(saved, folder):
@@ -275,6 +282,22 @@ def test_the_hub_out_of_reach(name, monkeypatch, capfd):
 def test_objects_that_are_no_classifier(model, message):
     with pytest.raises(UserError, match=message):
         from_objects(model, object())
+
+
+def test_an_object_with_a_head_that_its_class_does_not_make():
+    model = FAMILIES["vit"]()
+    model.classifier = torch.nn.Sequential(torch.nn.LayerNorm(32), torch.nn.Linear(32, 5))
+    with pytest.raises(UserError, match=r"\(classifier.0.bias, .* not loaded again") as caught:
+        from_objects(model, tiny_processor(model))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_objects_of_every_family(family):
+    model = FAMILIES[family]()
+    random = torch.get_rng_state()
+    assert from_objects(model, tiny_processor(model)).id2label == LABELS
+    assert torch.equal(random, torch.get_rng_state())
 
 
 def test_objects_without_a_processor():

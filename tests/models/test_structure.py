@@ -1,5 +1,7 @@
 """Feed-forward linears are found by structure: in every family, never in part, no attention."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import transformers as hf
@@ -8,6 +10,7 @@ from models.families import FAMILIES
 from torch import Tensor, nn
 
 from kswap.errors import UserError
+from kswap.models.examples import example_inputs
 from kswap.models.structure import find_ffn_blocks
 
 
@@ -200,6 +203,13 @@ def test_two_networks_in_one_block_are_one_group():
     blocks = find_ffn_blocks(_Toy(macaron=True))
     assert [block.name for block in blocks] == ["towers.0", "towers.1"]
     assert [len(block.linears) for block in blocks] == [4, 4]
+
+
+def test_the_image_size_of_a_timm_model(built):
+    model, _ = built("vit")
+    # where a TimmWrapper has it
+    model.config = SimpleNamespace(pretrained_cfg={"input_size": [3, 40, 48]})
+    assert next(example_inputs(model))["pixel_values"].shape == (1, 3, 40, 48)
 
 
 def test_an_unused_network_is_no_block(built):

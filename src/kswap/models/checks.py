@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import traceback
 from collections.abc import Iterator, Mapping
@@ -66,7 +67,8 @@ def check_folder(folder: Path) -> None:
             f"model: {str(folder)!r} has no weights; add model.safetensors (save_pretrained "
             "writes it)"
         )
-    if files.isdisjoint(_PROCESSOR_FILES):
+    of_timm = b'"pretrained_cfg"' in (folder / "config.json").read_bytes()  # and is read from there
+    if files.isdisjoint(_PROCESSOR_FILES) and not of_timm:
         raise UserError(
             f"model: {str(folder)!r} has no preprocessor_config.json; copy that of the model it "
             "was trained "
@@ -166,6 +168,29 @@ def check_loading(name: str, info: Mapping[str, Any]) -> None:
     if info["error_msgs"]:
         raise UserError(
             f"model: {name!r} cannot be loaded ({brief(info['error_msgs'][0])}); check its weights"
+        )
+
+
+def check_can_be_rebuilt(model: PreTrainedModel) -> None:
+    """Refuse a model in memory with other weights than its class makes from its config.
+
+    A head that was put in the place of its own, say: what a run saves could not be loaded again.
+    """
+    try:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            twin = type(model)(copy.deepcopy(model.config))
+    except Exception:  # it asks for more than its config: nothing can be said
+        return
+    own, its = (
+        {key: tuple(tensor.shape) for key, tensor in one.state_dict().items()}
+        for one in (model, twin)
+    )
+    others = sorted(key for key in own.keys() | its.keys() if own.get(key) != its.get(key))
+    if others:
+        raise UserError(
+            f"model: {type(model).__name__} in memory has other weights than its config makes "
+            f"({_few(others)}), so that it could be saved, but not loaded again; give it the head "
+            "and sizes of its class"
         )
 
 

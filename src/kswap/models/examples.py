@@ -35,7 +35,8 @@ def example_inputs(model: nn.Module) -> Iterator[dict[str, Tensor]]:
         }
         yield {name: tensor.to(device) for name, tensor in packed.items()}
         return
-    size = _config_value(config, "image_size", 224)
+    timm = getattr(config, "pretrained_cfg", None) or {}  # (channels, height, width) of timm models
+    size = _config_value(config, "image_size", tuple(timm.get("input_size", (224,)))[-2:])
     own = (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[-1]))
     for height, width in dict.fromkeys([own, (224, 224), (64, 64), (384, 384)]):
         pixels = torch.randn(1, channels, height, width, generator=noise)

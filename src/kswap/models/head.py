@@ -298,6 +298,8 @@ def _set_labels(model: nn.Module, id2label: dict[int, str], num_before: int) -> 
     config: Any = model.config
     config.id2label = id2label
     config.label2id = {label: index for index, label in id2label.items()}
+    if getattr(config, "label_names", None) is not None:  # timm's, read in place of id2label
+        config.label_names = list(id2label.values())
     config.num_labels = len(id2label)  # most configs count id2label, PVT's keeps its own number
     for module in model.modules():
         if vars(module).get("num_labels") == num_before:

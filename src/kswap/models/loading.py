@@ -31,6 +31,7 @@ from transformers.utils import logging as transformers_logging
 from kswap.errors import UserError
 from kswap.models.checks import (
     brief,
+    check_can_be_rebuilt,
     check_config,
     check_folder,
     check_labels,
@@ -152,6 +153,7 @@ def from_objects(model: PreTrainedModel, processor: Any) -> Loaded:
         raise UserError(
             "processor: is missing; pass the model's image processor (AutoImageProcessor)"
         )
+    check_can_be_rebuilt(model)
     own = copy.deepcopy(model).float().cpu()
     return _loaded(
         own, processor, source=str(model.config._name_or_path or type(model).__name__), commit=None

@@ -17,10 +17,10 @@ from kswap.models.unread import find_unread
 from kswap.plan import Stage
 from kswap.ranks import shards_base
 from kswap.settings import ROLES, Role
-from kswap.training.loop import Trainee, set_modes, units_of
+from kswap.training.loop import Trainee, units_of
 from kswap.training.streams import Batch
 
-_ROUNDING = {"no": 1e-5, "bf16": 3e-2, "fp16": 5e-3}
+_ROUNDING = {"no": 1e-4, "bf16": 3e-2, "fp16": 5e-3}
 """By precision: largest difference of answers where products have other shapes, of the largest."""
 
 
@@ -43,7 +43,7 @@ def without_unread_tokens(
         return trainee
     if trainee.training.gradient_checkpointing or shards_base():
         return trainee
-    set_modes(trainee.model, checkpointing=False)
+    trainee.model.eval()  # with dropout two forwards differ once the adapter is not zero
     role = next(role for role in sets if role in stage.active)
     images = take(sets[role], np.array([0]))
     batch = Batch(images, torch.tensor([ROLES.index(role)]), None, torch.zeros(1, 2))
