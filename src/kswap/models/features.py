@@ -68,9 +68,9 @@ class Tokens:
     """What heads received and blocks returned in the latest forward, whole."""
 
     heads: dict[int, Tensor] = field(default_factory=dict)
-    """By number, from 1; of a head that is called several times, the last one. Not the stacked layers
-    of an auxiliary loss where the head has read the final one by itself: they have
-    passed DETR's last norm another number of times."""
+    """By number, from 1; of a head that is called several times, the last one. Not the stacked
+    layers of an auxiliary loss where the head has read the final one by itself: they have passed
+    DETR's last norm another number of times."""
     blocks: dict[int, Tensor] = field(default_factory=dict)
     """By number, from 1."""
 
