@@ -222,7 +222,8 @@ def test_model_and_data_sets_in_memory(values, in_memory):
     )
     assert result.results["classes"]["learn"] == sorted(NEW)
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
-    with pytest.raises(UserError, match=r"data was given in memory, .*; evaluate a run whose"):
+    told = r"data \(learn, forget, retain\) was given in memory, .*; evaluate a run whose"
+    with pytest.raises(UserError, match=told):
         kswap.evaluate(result.run_dir)
 
 
@@ -253,6 +254,8 @@ def test_a_finished_run_of_data_in_memory_is_of_that_data(values, in_memory):
         {"learn": new},
         [{"learn": new.select(range(1, len(new)))}, {"learn": turned}],
     )
+    with pytest.raises(UserError, match=r"data \(learn\) was given in memory"):
+        kswap.evaluate(values["output"])
 
 
 def test_a_finished_run_of_a_model_in_memory_is_of_that_model(values):

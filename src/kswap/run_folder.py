@@ -266,17 +266,23 @@ def read_results(run_dir: Path) -> dict[str, Any]:
     return results
 
 
-def check_data_is_named(run_dir: Path, config: SwapConfig, *, verb: str) -> None:
+def check_data_is_named(
+    run_dir: Path, config: SwapConfig, results: Mapping[str, Any], *, verb: str
+) -> None:
     """Refuse a run of which a command has to read the data again, and cannot.
 
     Raises:
-        UserError: no role names data: it was given in memory.
+        UserError: a role of the run has no data in the config: it was given in memory.
     """
-    sources = [getattr(config, role) for role in ROLES]
-    if not any(source is not None and source.data for source in sources):
+    unnamed = [
+        role
+        for role in ROLES
+        if role in results.get("images", {}) and not getattr(getattr(config, role), "data", "")
+    ]
+    if unnamed:
         raise UserError(
-            f"{run_dir}: its data was given in memory, so it cannot be read again; {verb} a run "
-            "whose config names its data"
+            f"{run_dir}: its data ({', '.join(unnamed)}) was given in memory, so it cannot be read "
+            f"again; {verb} a run whose config names its data"
         )
 
 

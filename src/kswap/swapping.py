@@ -218,7 +218,7 @@ def evaluate(run_dir: str | Path) -> dict[str, Any]:
     results = read_results(run_dir)
     check_files(run_dir, "config.yaml", "adapter")
     config = SwapConfig.from_yaml(run_dir / "config.yaml")
-    check_data_is_named(run_dir, config, verb="evaluate")
+    check_data_is_named(run_dir, config, results, verb="evaluate")
     base = load_base(config.model)
     accelerator = make_accelerator(config.training, run_dir)
     data = build_data(

@@ -62,7 +62,7 @@ def load_run(run_dir: Path, results: Mapping[str, Any], *, level: Level, seed: i
     config = SwapConfig.from_yaml(run_dir / "config.yaml")
     base = load_base(config.model)
     config = config.for_task(base.task)
-    check_data_is_named(run_dir, config, verb="audit")
+    check_data_is_named(run_dir, config, results, verb="audit")
     data = _read(config, base, base.processor)
     names = {r: [data.id2label[c] for c in data.class_ids.get(r, ())] for r in ROLES}
     if names != results["classes"]:
