@@ -239,33 +239,37 @@ def check_others_are_refused(config, given, others):
     assert again.resumed
     assert again.results == first.results
     for other in others:
-        with pytest.raises(UserError, match="begun with other images or other base weights"):
+        with pytest.raises(UserError, match="begun with other images, class names or base weights"):
             kswap.swap(config, **given | other)
     assert files_of(first.run_dir) == left
 
 
 def test_a_finished_run_of_data_in_memory_is_of_that_data(values, in_memory):
+    datasets = pytest.importorskip("datasets")
     new = in_memory["learn"]
     values["learn"].pop("data")
     labels = new.features["label"].names
     turned = new.map(lambda row: {"label": len(labels) - 1 - row["label"]})
+    renamed = new.cast_column("label", datasets.ClassLabel(names=[f"dark {n}" for n in labels]))
     check_others_are_refused(
         SwapConfig.from_mapping(values),
         {"learn": new},
-        [{"learn": new.select(range(1, len(new)))}, {"learn": turned}],
+        [{"learn": one} for one in (new.select(range(1, len(new))), turned, renamed)],
     )
     with pytest.raises(UserError, match=r"data \(learn\) was given in memory"):
         kswap.evaluate(values["output"])
 
 
 def test_a_finished_run_of_a_model_in_memory_is_of_that_model(values):
+    values["forget"]["classes"] = ["green"]
+    values["retain"]["classes"] = ["blue", "cyan"]
     other = tiny_vit()
     with torch.no_grad():
         other.classifier.bias[0] += 1e-3
     check_others_are_refused(
         SwapConfig.from_mapping(values),
         {"model": tiny_vit(), "processor": tiny_processor()},
-        [{"model": other}],
+        [{"model": other}, {"model": tiny_vit(("crimson", *OLD[1:]))}],
     )
 
 
@@ -325,7 +329,7 @@ def test_paths_of_splits_become_absolute_and_a_split_without_one_has_none(
 
 
 def test_scalars_of_batch_norm_are_part_of_the_fingerprint():
-    data = SimpleNamespace(sets={}, streamed={})
+    data = SimpleNamespace(id2label={}, sets={}, streamed={})
     norm = torch.nn.BatchNorm2d(3)
     before = fingerprint_of(norm, data)
     norm.num_batches_tracked += 1

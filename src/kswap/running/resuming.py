@@ -47,7 +47,7 @@ def resume(state: RunState, resume_from: Path, fingerprint: str) -> dict[str, Te
 
 
 def check_same(folder: RunFolder, fingerprint: str) -> None:
-    """Refuse a finished run whose checkpoint says that it is of other images or weights.
+    """Refuse a finished run whose checkpoint says that it is of other images, names or weights.
 
     Raises:
         UserError: they are others.
@@ -60,8 +60,8 @@ def check_same(folder: RunFolder, fingerprint: str) -> None:
 def _refuse_others(path: Path, position: Position, fingerprint: str) -> None:
     if position.fingerprint != fingerprint:
         raise UserError(
-            f"output: {path} was begun with other images or other base "
-            "weights; restore them, or name another folder"
+            f"output: {path} was begun with other images, class names or base weights; restore "
+            "them, or name another folder"
         )
 
 

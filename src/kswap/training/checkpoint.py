@@ -171,12 +171,13 @@ def _folders(checkpoints_dir: Path) -> list[Path]:
 
 
 def fingerprint_of(model: Any, data: SwapData) -> str:
-    """Return a checksum of base weights, training and test images and labels."""
+    """Return a checksum of base weights, class names, training and test images and labels."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
         flat = tensor.detach().cpu().flatten()  # batch norm counts its batches in a scalar
         digest.update(flat.contiguous().view(torch.uint8).numpy())
+    digest.update(repr(sorted(data.id2label.items())).encode())  # repr escapes lone surrogates
     for role in sorted(data.sets):
         for split in sorted(data.sets[role]):
             images = data.sets[role][split]
