@@ -203,7 +203,9 @@ def test_changed_images_are_refused(values, undisturbed, tmp_path, old_images, m
         with pytest.raises(Killed):
             kswap.swap(SwapConfig.from_mapping(values))
     (mine / "blue" / "000.png").unlink()
-    with pytest.raises(UserError, match="begun with other images, class names or base weights"):
+    with pytest.raises(
+        UserError, match="begun with other images, class names, processor or base weights"
+    ):
         kswap.swap(SwapConfig.from_mapping(values))
 
 

@@ -239,7 +239,9 @@ def check_others_are_refused(config, given, others):
     assert again.resumed
     assert again.results == first.results
     for other in others:
-        with pytest.raises(UserError, match="begun with other images, class names or base weights"):
+        with pytest.raises(
+            UserError, match="begun with other images, class names, processor or base weights"
+        ):
             kswap.swap(config, **given | other)
     assert files_of(first.run_dir) == left
 
@@ -266,10 +268,12 @@ def test_a_finished_run_of_a_model_in_memory_is_of_that_model(values):
     other = tiny_vit()
     with torch.no_grad():
         other.classifier.bias[0] += 1e-3
+    brighter = tiny_processor()
+    brighter.image_mean = [value / 2 for value in brighter.image_mean]
     check_others_are_refused(
         SwapConfig.from_mapping(values),
         {"model": tiny_vit(), "processor": tiny_processor()},
-        [{"model": other}, {"model": tiny_vit(("crimson", *OLD[1:]))}],
+        [{"model": other}, {"model": tiny_vit(("crimson", *OLD[1:]))}, {"processor": brighter}],
     )
 
 

@@ -60,8 +60,8 @@ def check_same(folder: RunFolder, fingerprint: str) -> None:
 def _refuse_others(path: Path, position: Position, fingerprint: str) -> None:
     if position.fingerprint != fingerprint:
         raise UserError(
-            f"output: {path} was begun with other images, class names or base weights; restore "
-            "them, or name another folder"
+            f"output: {path} was begun with other images, class names, processor or base weights; "
+            "restore them, or name another folder"
         )
 
 

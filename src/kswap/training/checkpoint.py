@@ -171,7 +171,10 @@ def _folders(checkpoints_dir: Path) -> list[Path]:
 
 
 def fingerprint_of(model: Any, data: SwapData) -> str:
-    """Return a checksum of base weights, class names, training and test images and labels."""
+    """Return a checksum of base weights, class names, images and labels, and what is made of them.
+
+    The last by one image as the processor hands it to the model.
+    """
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
@@ -182,6 +185,8 @@ def fingerprint_of(model: Any, data: SwapData) -> str:
         for split in sorted(data.sets[role]):
             images = data.sets[role][split]
             digest.update(f"{role} {split} {images.images.shape}".encode())
+            if split == "train":
+                digest.update(data.pixels(images.images[:1]).cpu().contiguous().numpy().tobytes())
             digest.update(images.class_ids.tobytes())
             for boxes in images.boxes or ():
                 digest.update(boxes.boxes.tobytes() + boxes.class_ids.tobytes())
