@@ -13,11 +13,14 @@ import torch
 import yaml
 from conftest import NEW, OLD, tiny_processor, tiny_vit
 from safetensors.torch import load_file
+from tiny_runs import OLD as OLD_SCENES
+from tiny_runs import TASKS, tiny_run
 
 import kswap
 from kswap.config import SwapConfig, resolve
 from kswap.errors import UserError
 from kswap.plan import plan
+from kswap.tasks import View
 from kswap.training.checkpoint import fingerprint_of
 
 PLAIN = """
@@ -286,6 +289,19 @@ def test_every_order_runs_under_every_preset(values, order, preset):
     assert len(result.results["stages"]) == 1 + len(order)
     if order == "FL":
         assert result.scores["1-forget"]["learn"] == 0  # rows that were never trained do not answer
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_last_class_of_the_model_may_be_in_no_role(task, tmp_path, monkeypatch):
+    values = tiny_run(task, tmp_path, order="F")  # rows of the head are all there is
+    values["retain"]["classes"] = ["ship"]
+    seen = []
+    monkeypatch.setattr(
+        "kswap.running.knowledge.View", lambda **fields: seen.append(View(**fields)) or seen[-1]
+    )
+    kswap.swap(SwapConfig.from_mapping(values))
+    assert {view.num_rows for view in seen} == {len(OLD_SCENES)}
+    assert {view.role_of_row.tolist()[-1] for view in seen} == {-1}
 
 
 def test_without_retain_images(values):

@@ -95,12 +95,12 @@ class SwapConfig(Frozen):
         if learns(self.order) and self.learn is None:
             raise ValueError(
                 f"order {self.order!r} has a stage that learns, but there is no 'learn:' source; "
-                "add one, or take L and J out of the order"
+                "add one ({} where the data is in memory), or take L and J out of the order"
             )
         if forgets(self.order) and self.forget is None:
             raise ValueError(
                 f"order {self.order!r} has a stage that forgets, but there is no 'forget:' source; "
-                "add one, or take F and J out of the order"
+                "add one ({} where the data is in memory), or take F and J out of the order"
             )
         return self
 

@@ -137,7 +137,7 @@ class Knowledge:
         num_rows = state.num_rows(stage.knows_learned)
         device = state.accelerator.device
         return View(
-            role_of_row=roles_of_rows(state.data.class_ids, codes)[:num_rows].to(device),
+            role_of_row=roles_of_rows(state.data.class_ids, codes, num_rows).to(device),
             num_base=state.data.num_base_classes,
             forgotten=(forgotten if stage.forgets else before).to(device),
             places=places_of(stage, self.asked.places),

@@ -246,7 +246,9 @@ def find(name: str) -> Task:
     return tasks[name]
 
 
-def roles_of_rows(class_ids: Mapping[Role, Sequence[int]], active: Mapping[Role, int]) -> Tensor:
-    """Return (rows,) index into ROLES of each row; -1 where a role is not active."""
+def roles_of_rows(
+    class_ids: Mapping[Role, Sequence[int]], active: Mapping[Role, int], num_rows: int
+) -> Tensor:
+    """Return (num_rows,) index into ROLES of each row; -1 where it has no role, or none active."""
     rows = {row: active.get(role, -1) for role, ids in class_ids.items() for row in ids}
-    return torch.tensor([rows.get(row, -1) for row in range(max(rows, default=-1) + 1)])
+    return torch.tensor([rows.get(row, -1) for row in range(num_rows)])
