@@ -55,6 +55,7 @@ class RunState:
             training.eval_batch_size,
             data.memory_limit_bytes,
             training.prefix_limit_bytes,
+            mixed_precision=training.precision != "fp32",
         )
         self.prefixes = Prefixes(settings, self.folder.cache, self.on_note)
 

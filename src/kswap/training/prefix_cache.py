@@ -65,6 +65,8 @@ class CacheSettings:
     """Images in a forward."""
     memory_limit_bytes: int
     disk_limit_bytes: int
+    mixed_precision: bool = False
+    """Whether stages compute in another precision than the base answers in."""
 
     @property
     def views(self) -> range:

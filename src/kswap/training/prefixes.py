@@ -80,8 +80,12 @@ class Prefixes:
 
     @contextmanager
     def answering(self, model: Any, role: Role) -> Iterator[None]:
-        """Within the context the bare base runs once over the training images of a role."""
-        if self.cache is None:
+        """Within the context the bare base runs once over the training images of a role.
+
+        In mixed precision that is not what a stage would compute, and a run that is gone on from
+        computes anew: nothing is kept.
+        """
+        if self.cache is None or self.settings.mixed_precision:
             yield
             return
         with self.cache.prefix.listening(model) as heard:
