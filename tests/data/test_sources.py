@@ -273,6 +273,21 @@ def test_a_class_may_be_called_train(tmp_path: Path, build: Build) -> None:
     assert [data.id2label[i] for i in (3, 4, 5)] == ["ship", "test", "train"]
 
 
+def test_a_table_beside_the_images_of_each_split(tmp_path: Path, build: Build) -> None:
+    rows = {"train": range(24), "test": range(24, 30)}
+    for split, numbers in rows.items():
+        folder = tmp_path / split
+        folder.mkdir()
+        lines = []
+        for number in numbers:
+            (folder / f"{number}.png").write_bytes(encoded(noise(str(number))))
+            lines.append({"file_name": f"{number}.png", "label": NAMES[number % 2]})
+        (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    data = build(learn={"data": str(tmp_path)})
+    assert [data.id2label[c] for c in data.class_ids["learn"]] == sorted(NAMES[:2])
+    assert len(data.sets["learn"]["test"]) == 6
+
+
 def test_what_is_no_image_in_a_folder(tmp_path: Path, build: Build) -> None:
     write_folder(tmp_path, {"horse ÿ": 3, ".hidden": 3, "__MACOSX": 2})
     (tmp_path / "horse ÿ" / "Thumbs.db").write_text("x")

@@ -159,7 +159,7 @@ def table_source(
     """Open a folder with a saved data set or table files; None: it has none.
 
     Args:
-        path: the folder, or one with them in `data`.
+        path: the folder, or one with them in `data` or in a folder for each split.
         settings: of the source.
         table: what makes a table of a data set.
         but: suffixes of files that are something else here.
@@ -181,7 +181,24 @@ def table_source(
         if files:
             splits = by_split(folder, files)
             return _files_source(folder, splits, settings, where=str(path), table=table)
-    return None
+    tables = {}
+    for folder in _folders_of_splits(path):  # such as train/metadata.jsonl beside its images
+        source = table_source(folder, settings, table, but)
+        if source is not None:
+            tables[folder.name] = next(iter(source.splits.values()))
+    return source_of_splits(str(path), tables) if tables else None
+
+
+def _folders_of_splits(path: Path) -> list[Path]:
+    """Return the folders in a folder, where all are called like a split and hold no others."""
+    folders = sorted(one for one in path.iterdir() if one.is_dir() and one.name[0] not in "._")
+    if any(folder.name.lower() not in SPLIT_NAMES for folder in folders):
+        return []
+    try:
+        nested = any(one.is_dir() for folder in folders for one in folder.iterdir())
+    except OSError:  # told by whoever reads it as an image folder
+        return []
+    return [] if nested else folders
 
 
 def table_files(folder: Path) -> list[Path]:
