@@ -122,6 +122,10 @@ def test_config_is_frozen():
             {"learn": {"data": "a", "classes": "fox"}},
             "learn.classes: 'fox' is not allowed: it is a word, not a list; write [fox]",
         ),
+        (
+            {"learn": {"data": "a", "classes": ["fox", 0]}},
+            "learn.classes.1: 0 is not allowed: a class",
+        ),
         ({"learn": {"data": "a", "class_names": "fox"}}, "write a mapping of numbers to names"),
         ({"learn": {"data": "a", "class_names": {"x": "fox"}}}, "write a mapping of numbers to"),
         ({"learn": {"data": "a", "class_names": {1: 2}}}, "write a mapping of numbers to names"),
