@@ -221,8 +221,8 @@ _UNION_TAGS = ("SplitPaths", "ScenePaths", "str")
 _RULES = {
     "order": "an order is one or more of L (learn), F (forget) and J (joint), such as LF",
     r"stages\.\w+\.depth": "a depth is all, auto or last-K, such as last-4",
-    r"(learn|forget|retain)\.(classes|rename)\..*": "a class has a name: put numbers, yes, no, true "
-    "and false in quotes, as in ['0', 'no']",
+    r"(learn|forget|retain)\.(classes|rename)\..*": "a class has a name: put numbers, yes, no, "
+    "true and false in quotes, as in ['0', 'no']",
 }
 """Pattern of a key -> its rule in words, where pydantic would show a regular expression."""
 
