@@ -12,6 +12,7 @@ import torch
 import yaml
 from audits.conftest import save_model, shift_weights
 from conftest import NEW, OLD, tiny_processor, tiny_vit
+from safetensors.torch import load_file, save_file
 
 import kswap
 from kswap.audits import quality, relearning, retraining
@@ -404,6 +405,15 @@ def base_gone(run_dir: Path, tmp: Path) -> list[str]:
     return change(run_dir, lambda v: v.update(model=str(tmp / "gone")))
 
 
+def base_changed(run_dir: Path, tmp: Path) -> list[str]:
+    base = tmp / "another base"
+    shutil.copytree(yaml.safe_load((run_dir / "config.yaml").read_text())["model"], base)
+    weights = load_file(base / "model.safetensors")
+    weights["classifier.bias"] += 1e-3
+    save_file(weights, base / "model.safetensors", {"format": "pt"})
+    return change(run_dir, lambda v: v.update(model=str(base)))
+
+
 def model_gone(run_dir: Path, tmp: Path) -> list[str]:
     shutil.rmtree(run_dir / "model")
     return [str(run_dir)]
@@ -450,6 +460,7 @@ REFUSED = {
     data_gone: "there is no",
     in_memory: "was given in memory",
     base_gone: "model: there is no folder",
+    base_changed: "are not those that the run began with",
     model_gone: "has no model folder",
     with_reference(*OLD, *NEW): "has red among its labels, which the run forgets",
     with_reference("green", "blue", "yellow", "magenta"): "lacks cyan",

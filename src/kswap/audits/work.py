@@ -20,6 +20,7 @@ from kswap.models.loading import Loaded, load_base
 from kswap.run_folder import check_data_is_named
 from kswap.settings import ROLES, Role
 from kswap.tasks import Pixels
+from kswap.training.checkpoint import weights_digest
 from kswap.training.device import make_accelerator
 from kswap.training.progress import progress
 
@@ -63,6 +64,11 @@ def load_run(run_dir: Path, results: Mapping[str, Any], *, level: Level, seed: i
     base = load_base(config.model)
     config = config.for_task(base.task)
     check_data_is_named(run_dir, config, results, verb="audit")
+    if results.get("base", {}).get("digest", "") not in ("", weights_digest(base.model)):
+        raise UserError(
+            f"{run_dir}: the weights of {config.model} are not those that the run began with (they "
+            "have changed, or a model was given in memory); restore them"
+        )
     data = _read(config, base, base.processor)
     names = {r: [data.id2label[c] for c in data.class_ids.get(r, ())] for r in ROLES}
     if names != results["classes"]:

@@ -19,7 +19,7 @@ from kswap.running.scoring import scored
 from kswap.running.stages import StageRunner, check_lengths
 from kswap.running.state import RunState
 from kswap.training.augment import make_change
-from kswap.training.checkpoint import fingerprint_of
+from kswap.training.checkpoint import fingerprint_of, weights_digest
 from kswap.training.depth import deeper_than, narrowed, num_frozen_as_said
 from kswap.training.loop import Trainee, enable_checkpointing
 from kswap.training.optimiser import Trainables
@@ -37,6 +37,7 @@ def finish(state: RunState, *, resume_from: Path) -> dict[str, Any]:
         Terminated: asked to stop; a checkpoint was written.
     """
     check_lengths(state)
+    state.base_digest = weights_digest(state.loaded.model)
     tensors = resume(state, resume_from, fingerprint_of(state.loaded.model, state.data))
     state.written([state.folder.config])
     model = base_model(state)

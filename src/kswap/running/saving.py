@@ -78,6 +78,7 @@ def save(
         **({"streamed": sorted(state.data.streamed)} if state.data.streamed else {}),
         "base": {
             "model": state.loaded.source,
+            "digest": state.base_digest,
             "license": license_of(state.loaded.source),
             "weights": state.config.training.base_weights,
             "forgotten": sorted(state.loaded.forgotten),

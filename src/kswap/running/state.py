@@ -41,6 +41,8 @@ class RunState:
     """By phase."""
     task: Task
     position: Position = field(default_factory=Position)
+    base_digest: str = ""
+    """Checksum of the base's weights, before anything is done to them."""
     heads: tuple[str, ...] = ()
     blocks: tuple[FfnBlock, ...] = ()
     prefixes: Prefixes = field(init=False)

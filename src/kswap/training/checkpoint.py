@@ -170,16 +170,22 @@ def _folders(checkpoints_dir: Path) -> list[Path]:
     return [p for p in checkpoints_dir.glob("[0-9]*-[0-9]*") if p.is_dir()]
 
 
-def fingerprint_of(model: Any, data: SwapData) -> str:
-    """Return a checksum of base weights, class names, images and labels, and what is made of them.
-
-    The last by one image as the processor hands it to the model.
-    """
+def weights_digest(model: Any) -> str:
+    """Return a checksum of a model's parameters and buffers, by name."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
         flat = tensor.detach().cpu().flatten()  # batch norm counts its batches in a scalar
         digest.update(flat.contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def fingerprint_of(model: Any, data: SwapData) -> str:
+    """Return a checksum of base weights, class names, images and labels, and what is made of them.
+
+    The last by one image as the processor hands it to the model.
+    """
+    digest = hashlib.sha256(weights_digest(model).encode())
     digest.update(repr(sorted(data.id2label.items())).encode())  # repr escapes lone surrogates
     for role in sorted(data.sets):
         for split in sorted(data.sets[role]):
