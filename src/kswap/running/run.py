@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from kswap.data.samples import take
 from kswap.models import adapter as adapters
 from kswap.models import artefact, head, structure
 from kswap.ranks import shards_base
@@ -18,6 +19,8 @@ from kswap.running.saving import save
 from kswap.running.scoring import scored
 from kswap.running.stages import StageRunner, check_lengths
 from kswap.running.state import RunState
+from kswap.tasks import make_examples
+from kswap.tasks.frames import frame_of
 from kswap.training.augment import make_change
 from kswap.training.checkpoint import fingerprint_of
 from kswap.training.depth import deeper_than, narrowed, num_frozen_as_said
@@ -44,6 +47,7 @@ def finish(state: RunState, *, resume_from: Path) -> dict[str, Any]:
     state.blocks = structure.find_ffn_blocks(model)
     for note in [*deeper_than(state.stages, len(state.blocks)), *_more_objects(state, model)]:
         state.on_note(note)
+    _look_for_frame(state, model)
     # Where the base is sharded, the whole of it is kept for what is saved.
     whole_base = shard_base(state, model) if shards_base() else None
     knowledge = Knowledge(state)
@@ -61,6 +65,14 @@ def finish(state: RunState, *, resume_from: Path) -> dict[str, Any]:
         runner.run(stage, trainee, tensors)
         tensors = {}
     return save(state, swapped, groups, whole_base)
+
+
+def _look_for_frame(state: RunState, model: Any) -> None:
+    """Find out, before anything is recorded, what a detector's boxes are fractions of."""
+    for images in (one for splits in state.data.sets.values() for one in splits.values()):
+        if len(images) and images.boxes is not None and images.sizes is not None:
+            frame_of(model, make_examples(take(images, slice(0, 1)), state.pixels))
+            return
 
 
 def _more_objects(state: RunState, model: Any) -> list[str]:
