@@ -75,15 +75,16 @@ class Detection:
             decomposed = decompose(model, examples.inputs(), _in_frame(labels, frame))
         final = decomposed.layers[-1]
         assert isinstance(final, Layer)
-        assert final.boxes is not None
-        if frame is not None:
-            final = replace(final, boxes=final.boxes / frame[:, None])
+        boxes = final.boxes
+        assert boxes is not None
+        boxes = boxes if frame is None else boxes / frame[:, None]
+        final = replace(final, boxes=boxes)
         base_logits = None if teacher is None else _aligned(final, teacher, view, kind)
         class_labels = [image["class_labels"] for image in labels]
         units = query_units(decomposed, class_labels, closed, view, base_logits=base_logits)
         if not view.places or view.bank is None:
             return units
-        slots = slots_of_objects(examples, final.boxes.detach(), view.num_slots)
+        slots = slots_of_objects(examples, boxes.detach(), view.num_slots)
         found = features_of(tokens, slots, view.places, model, examples)
         answers = None
         if teacher is not None:
