@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -243,7 +244,7 @@ def evaluate(run_dir: str | Path) -> dict[str, Any]:
         split="test",
         num_rows=len(data.id2label),
         batch_size=config.training.eval_batch_size,
-        pixels=lambda images: data.pixels(images, device=accelerator.device),
+        pixels=partial(data.pixels, device=accelerator.device),
     )
 
 

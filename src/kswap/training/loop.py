@@ -27,7 +27,7 @@ from kswap.objectives.sparsity import group_lasso, proximal_step
 from kswap.plan import Stage
 from kswap.ranks import rank, shards_base
 from kswap.settings import SparsityConfig, TermConfig, TrainingConfig
-from kswap.tasks import Examples, Task, View, make_examples
+from kswap.tasks import Examples, Pixels, Task, View, make_examples
 from kswap.training.analysis import Analysis
 from kswap.training.events import EventLog
 from kswap.training.optimiser import Trainables, learning_rate
@@ -47,7 +47,7 @@ class Trainee:
     model: nn.Module
     task: Task
     accelerator: Accelerator
-    pixels: Callable[[Any], Tensor]
+    pixels: Pixels
     augment: Augment | None
     views: Mapping[str, View]
     """By the name of the stage."""
