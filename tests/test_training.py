@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import OLD, tiny_vit
+from criteria_models import DETECTORS
 from safetensors.torch import load_file
 
 import kswap
 from kswap.config import SwapConfig
-from kswap.settings import OptimiserConfig
-from kswap.training.loop import step_seed
+from kswap.errors import UserError
+from kswap.settings import OptimiserConfig, TrainingConfig
+from kswap.training.loop import check_checkpointing, step_seed
 from kswap.training.optimiser import learning_rate
 
 
@@ -69,6 +72,14 @@ def test_gradient_checkpointing_changes_memory_not_results(values, monkeypatch):
     saving = adapter_of(values, "saving", training={"gradient_checkpointing": True})
     assert any(calls), "no layer recomputed its activations"
     assert difference(plain, saving) < 1e-5
+
+
+def test_gradient_checkpointing_of_a_model_that_has_none_is_refused():
+    training = TrainingConfig(gradient_checkpointing=True)
+    check_checkpointing(tiny_vit(OLD), training)
+    with pytest.raises(UserError, match="transformers cannot do it for this model") as error:
+        check_checkpointing(DETECTORS["dab-detr"](), training)
+    assert "\n" not in str(error.value)
 
 
 def test_a_weight_of_zero_is_a_term_left_out(values):

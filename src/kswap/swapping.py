@@ -43,6 +43,7 @@ from kswap.signals import Interrupts
 from kswap.tasks import find
 from kswap.training.checkpoint import fingerprint_of
 from kswap.training.device import make_accelerator, memory_errors
+from kswap.training.loop import check_checkpointing
 from kswap.training.progress import progress
 
 if TYPE_CHECKING:
@@ -137,6 +138,7 @@ def swap(
         accelerator = together or make_accelerator(config.training, folder.path)
         check_base_weights(config.training, accelerator.device, in_memory=model is not None)
         loaded = from_objects(model, processor) if model is not None else load_base(config.model)
+        check_checkpointing(loaded.model, config.training)
         with progress("images") as report:
             data = build_data(
                 config,

@@ -18,6 +18,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from kswap.errors import UserError
+from kswap.models.checks import brief
 from kswap.models.features import Places, recorded_features
 from kswap.models.prefix import Prefix
 from kswap.models.unread import Unread
@@ -397,6 +399,23 @@ def enable_checkpointing(model: Any) -> None:
     if not hasattr(model, name):
         name = "gradient_checkpointing_enable"
     getattr(model, name)({"use_reentrant": False})
+
+
+def check_checkpointing(model: Any, training: TrainingConfig) -> None:
+    """Refuse `gradient_checkpointing` for a model of which nothing can be recomputed.
+
+    Raises:
+        UserError: transformers cannot do it for this model.
+    """
+    if not training.gradient_checkpointing:
+        return
+    try:
+        enable_checkpointing(model)  # a run will, too; nothing is recomputed in evaluation mode
+    except ValueError as error:
+        raise UserError(
+            "training.gradient_checkpointing: true, but transformers cannot do it for this model "
+            f"({brief(error)}); set it to false, and raise training.accumulation for less memory"
+        ) from None
 
 
 def set_modes(model: nn.Module, *, checkpointing: bool) -> None:
