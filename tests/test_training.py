@@ -76,7 +76,9 @@ def test_gradient_checkpointing_changes_memory_not_results(values, monkeypatch):
 
 def test_gradient_checkpointing_of_a_model_that_has_none_is_refused():
     training = TrainingConfig(gradient_checkpointing=True)
-    check_checkpointing(tiny_vit(OLD), training)
+    model = tiny_vit(OLD)
+    check_checkpointing(model, training)
+    assert not any(getattr(one, "gradient_checkpointing", False) for one in model.modules())
     with pytest.raises(UserError, match="transformers cannot do it for this model") as error:
         check_checkpointing(DETECTORS["dab-detr"](), training)
     assert "\n" not in str(error.value)

@@ -395,10 +395,13 @@ def step_seed(seed: int, stage: int, step: int) -> int:
 
 def enable_checkpointing(model: Any) -> None:
     """Recompute activations in the backward pass; transformers 5.2x renamed the method."""
-    name = "activation_checkpointing_enable"
-    if not hasattr(model, name):
-        name = "gradient_checkpointing_enable"
-    getattr(model, name)({"use_reentrant": False})
+    _checkpointing(model, "enable")({"use_reentrant": False})
+
+
+def _checkpointing(model: Any, verb: str) -> Callable[..., None]:
+    renamed = getattr(model, f"activation_checkpointing_{verb}", None)
+    found: Callable[..., None] = renamed or getattr(model, f"gradient_checkpointing_{verb}")
+    return found
 
 
 def check_checkpointing(model: Any, training: TrainingConfig) -> None:
@@ -410,7 +413,8 @@ def check_checkpointing(model: Any, training: TrainingConfig) -> None:
     if not training.gradient_checkpointing:
         return
     try:
-        enable_checkpointing(model)  # a run will, too; nothing is recomputed in evaluation mode
+        enable_checkpointing(model)
+        _checkpointing(model, "disable")()  # PEFT would add hooks that not every model bears
     except ValueError as error:
         raise UserError(
             "training.gradient_checkpointing: true, but transformers cannot do it for this model "
