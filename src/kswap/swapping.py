@@ -43,8 +43,8 @@ from kswap.signals import Interrupts
 from kswap.tasks import find
 from kswap.training.checkpoint import fingerprint_of
 from kswap.training.device import make_accelerator, memory_errors
-from kswap.training.loop import check_checkpointing
 from kswap.training.progress import progress
+from kswap.training.recomputing import check_checkpointing
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict

@@ -24,8 +24,9 @@ from kswap.tasks.frames import frame_of
 from kswap.training.augment import make_change
 from kswap.training.checkpoint import fingerprint_of
 from kswap.training.depth import deeper_than, narrowed, num_frozen_as_said
-from kswap.training.loop import Trainee, enable_checkpointing
+from kswap.training.loop import Trainee
 from kswap.training.optimiser import Trainables
+from kswap.training.recomputing import enable_checkpointing
 
 
 def finish(state: RunState, *, resume_from: Path) -> dict[str, Any]:

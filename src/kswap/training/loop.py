@@ -18,8 +18,6 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from kswap.errors import UserError
-from kswap.models.checks import brief
 from kswap.models.features import Places, recorded_features
 from kswap.models.prefix import Prefix
 from kswap.models.unread import Unread
@@ -391,35 +389,6 @@ def step_seed(seed: int, stage: int, step: int) -> int:
     generator = torch.Generator().manual_seed(seed * 1_000_003 + stage)
     base = int(torch.randint(2**62, (1,), generator=generator))
     return (base + step) % (2**63 - 1)
-
-
-def enable_checkpointing(model: Any) -> None:
-    """Recompute activations in the backward pass; transformers 5.2x renamed the method."""
-    _checkpointing(model, "enable")({"use_reentrant": False})
-
-
-def _checkpointing(model: Any, verb: str) -> Callable[..., None]:
-    renamed = getattr(model, f"activation_checkpointing_{verb}", None)
-    found: Callable[..., None] = renamed or getattr(model, f"gradient_checkpointing_{verb}")
-    return found
-
-
-def check_checkpointing(model: Any, training: TrainingConfig) -> None:
-    """Refuse `gradient_checkpointing` for a model of which nothing can be recomputed.
-
-    Raises:
-        UserError: transformers cannot do it for this model.
-    """
-    if not training.gradient_checkpointing:
-        return
-    try:
-        enable_checkpointing(model)
-        _checkpointing(model, "disable")()  # PEFT would add hooks that not every model bears
-    except ValueError as error:
-        raise UserError(
-            "training.gradient_checkpointing: true, but transformers cannot do it for this model "
-            f"({brief(error)}); set it to false, and raise training.accumulation for less memory"
-        ) from None
 
 
 def set_modes(model: nn.Module, *, checkpointing: bool) -> None:
