@@ -152,7 +152,9 @@ def trainer(folder: Path) -> Callable[[int], None]:
         model=model,
         task=Classification(),
         accelerator=make_accelerator(config.training, folder),
-        pixels=lambda images: torch.from_numpy(images).movedim(-1, 1).float() / 127.5 - 1,
+        pixels=lambda images, *, sizes=None: (
+            torch.from_numpy(images).movedim(-1, 1).float() / 127.5 - 1
+        ),
         augment=None,
         views={
             stage.name: View(

@@ -68,7 +68,7 @@ def looked_at(name, *, ids=IDS):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_features_are_those_that_the_audits_look_at(name):
     model, task, given, _, taught = looked_at(name)
-    observed = Observed.of(model, range(5), 5, lambda images: images)
+    observed = Observed.of(model, range(5), 5, lambda images, sizes=None: images)
     images = ImageSet(given.pixels.numpy(), given.class_ids.numpy())
     audited = (ObjectUnits if task.name == "detection" else RegionUnits)(
         observed, range(5), images

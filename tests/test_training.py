@@ -8,13 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import OLD, tiny_vit
+from criteria_labels import INPUTS, boxes, gradient
+from criteria_models import DETECTORS
 from safetensors.torch import load_file
 
 import kswap
 from kswap.config import SwapConfig
-from kswap.settings import OptimiserConfig
-from kswap.training.loop import step_seed
+from kswap.errors import UserError
+from kswap.settings import OptimiserConfig, TrainingConfig
+from kswap.tasks.criteria import decompose
+from kswap.training.loop import set_modes, step_seed
 from kswap.training.optimiser import learning_rate
+from kswap.training.recomputing import check_checkpointing, enable_checkpointing
 
 
 def adapter_of(values: dict, name: str, **changes) -> dict[str, torch.Tensor]:
@@ -69,6 +75,29 @@ def test_gradient_checkpointing_changes_memory_not_results(values, monkeypatch):
     saving = adapter_of(values, "saving", training={"gradient_checkpointing": True})
     assert any(calls), "no layer recomputed its activations"
     assert difference(plain, saving) < 1e-5
+
+
+@pytest.mark.parametrize("family", ["detr", "conditional-detr", "deformable-detr"])
+def test_layers_that_are_recomputed_do_not_drop_out(family):
+    model = DETECTORS[family]()
+    assert model.config.dropout > 0
+    plain = decompose(model, INPUTS, boxes((2, 0, 1)))
+    enable_checkpointing(model)
+    set_modes(model, checkpointing=True)
+    recomputed = decompose(model, INPUTS, boxes((2, 0, 1)))
+    assert torch.equal(recomputed.total(), plain.total())
+    found, wanted = gradient(model, recomputed.total()), gradient(model, plain.total())
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_gradient_checkpointing_of_a_model_that_has_none_is_refused():
+    training = TrainingConfig(gradient_checkpointing=True)
+    model = tiny_vit(OLD)
+    check_checkpointing(model, training)
+    assert not any(getattr(one, "gradient_checkpointing", False) for one in model.modules())
+    with pytest.raises(UserError, match="transformers cannot do it for this model") as error:
+        check_checkpointing(DETECTORS["dab-detr"](), training)
+    assert "\n" not in str(error.value)
 
 
 def test_a_weight_of_zero_is_a_term_left_out(values):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,7 @@ from kswap.tasks import find
 from kswap.training.checkpoint import fingerprint_of
 from kswap.training.device import make_accelerator, memory_errors
 from kswap.training.progress import progress
+from kswap.training.recomputing import check_checkpointing
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -136,6 +138,7 @@ def swap(
         accelerator = together or make_accelerator(config.training, folder.path)
         check_base_weights(config.training, accelerator.device, in_memory=model is not None)
         loaded = from_objects(model, processor) if model is not None else load_base(config.model)
+        check_checkpointing(loaded.model, config.training)
         with progress("images") as report:
             data = build_data(
                 config,
@@ -243,7 +246,7 @@ def evaluate(run_dir: str | Path) -> dict[str, Any]:
         split="test",
         num_rows=len(data.id2label),
         batch_size=config.training.eval_batch_size,
-        pixels=lambda images: data.pixels(images, device=accelerator.device),
+        pixels=partial(data.pixels, device=accelerator.device),
     )
 
 

@@ -48,7 +48,7 @@ def no_images() -> ImageSet:
 @pytest.mark.parametrize("family", PLAIN)
 def test_images_of_every_family(family):
     model = FAMILIES[family]()
-    observed = Observed.of(model, ORDER, 6, lambda images: images)
+    observed = Observed.of(model, ORDER, 6, lambda images, sizes=None: images)
     with torch.inference_mode():
         pixels = tiny_inputs(model)["pixel_values"]
         batch = ImageUnits(observed, (0,), no_images()).add(examples(pixels))
@@ -68,7 +68,7 @@ def test_objects_and_regions_of_every_family(family):
     model = {**DETECTORS, **MASKS, **PER_PIXEL}[family]()
     model = model[0] if isinstance(model, tuple) else model
     repair_config(model)  # as loading does
-    observed = Observed.of(model, ORDER, 6, lambda images: images)
+    observed = Observed.of(model, ORDER, 6, lambda images, sizes=None: images)
     kind = ObjectUnits if detector else RegionUnits
     pixels = torch.randn(3, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -89,7 +89,9 @@ def test_of_the_stacked_layers_of_an_auxiliary_loss_the_last_is_read():
     model = MASKS["maskformer-auxiliary"]()
     repair_config(model)
     images = examples(torch.randn(3, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0)))
-    units = RegionUnits(Observed.of(model, ORDER, 6, lambda images: images), (0, 3), no_images())
+    units = RegionUnits(
+        Observed.of(model, ORDER, 6, lambda images, sizes=None: images), (0, 3), no_images()
+    )
     with torch.inference_mode():
         tokens, grid = units.forward(images)[2][BEFORE_HEAD]
         answers = model.class_predictor(tokens)

@@ -15,7 +15,9 @@ from data.scenes import NAMES, every_mask, write_coco, write_masks
 from PIL import Image
 
 from kswap.data import Fitter, SwapData
+from kswap.data.samples import take
 from kswap.data.sets import IGNORE, OPEN
+from kswap.tasks import make_examples
 
 Build = Callable[..., SwapData]
 EDGES = {"shortest_edge": 48, "longest_edge": 64}
@@ -128,16 +130,21 @@ def test_images_of_several_sizes_lie_in_the_upper_left(
     assert both == {(24, 32), (32, 24)}
 
 
-def test_boxes_are_fractions_of_the_image_not_of_the_array(
-    tmp_path: Path, build_boxes: Build
-) -> None:
-    root = write_coco(tmp_path, SQUARE)
+def sizes_of_boxes(root: Path) -> None:
+    """Make the first four images twice as wide."""
     for path in sorted((root / "images").iterdir())[:4]:
         noise(path.name, 32, 12).save(path)
     text = (root / "annotations.json").read_text()
     for i in range(4):
         text = text.replace(f'"file_name": "00{i}.png", "width": 16', f'"file_name": "00{i}.png", "width": 32')  # fmt: skip  # noqa: E501
     (root / "annotations.json").write_text(text)
+
+
+def test_boxes_are_fractions_of_the_image_not_of_the_array(
+    tmp_path: Path, build_boxes: Build
+) -> None:
+    root = write_coco(tmp_path, SQUARE)
+    sizes_of_boxes(root)
     processor = transformers.DetrImageProcessorPil(size={"shortest_edge": 12, "longest_edge": 32})
     data = build_boxes(forget={"data": str(root), "classes": ["cat"]}, fitted_by=processor)
     widths = set()
@@ -149,6 +156,20 @@ def test_boxes_are_fractions_of_the_image_not_of_the_array(
             np.testing.assert_allclose(cat, [2, 2, 10, 10], atol=1e-5)
             widths.add(int(size[1]))
     assert widths == {16, 32}
+
+
+def test_a_batch_is_padded_as_the_processor_pads_it(tmp_path: Path, build_boxes: Build) -> None:
+    root = write_coco(tmp_path, SQUARE)
+    sizes_of_boxes(root)
+    processor = transformers.DetrImageProcessorPil(size={"shortest_edge": 12, "longest_edge": 32})
+    data = build_boxes(forget={"data": str(root), "classes": ["cat"]}, fitted_by=processor)
+    images = data.sets["forget"]["train"]
+    given = make_examples(take(images, slice(None)), data.pixels).inputs()
+    files = [Image.open(path).convert("RGB") for path in sorted((root / "images").iterdir())]
+    batch = processor(files, return_tensors="pt")
+    theirs = {values.numpy().tobytes() for values in batch["pixel_values"]}
+    assert not given["pixel_mask"].all()
+    assert all(values.numpy().tobytes() in theirs for values in given["pixel_values"])
 
 
 def test_images_that_were_not_kept_are_read_again(

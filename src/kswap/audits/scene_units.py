@@ -29,7 +29,8 @@ from kswap.tasks.answers import (
 from kswap.tasks.coco_map import coco_map
 from kswap.tasks.criteria import outputs_only
 from kswap.tasks.detection import box_iou, to_corners
-from kswap.tasks.inside import nearest_query, read_by_head, scale_of, size_of
+from kswap.tasks.frames import frame_of, scale_of
+from kswap.tasks.inside import nearest_query, read_by_head, size_of
 from kswap.tasks.miou import IoU
 from kswap.tasks.queries import Kind, loss_kind
 
@@ -121,8 +122,11 @@ class ObjectUnits(_SceneUnits):
 
     def add(self, examples: Examples) -> Batch:
         """Do one forward."""
+        frame = frame_of(self.observed.model, examples)
         logits, boxes, layers = self.forward(examples)
         assert boxes is not None
+        if frame is not None:
+            boxes = boxes / frame[:, None]
         assert examples.boxes is not None
         assert examples.box_ids is not None
         assert examples.crowd is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -171,4 +172,4 @@ def fit_reference_data(work: Work) -> None:
 
 def pixels_of(data: SwapData, device: Any) -> Pixels:
     """Return what puts images on a device."""
-    return lambda images: data.pixels(images, device=device)
+    return partial(data.pixels, device=device)

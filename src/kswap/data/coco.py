@@ -300,7 +300,7 @@ class _Scene:
         without = [a for _, _, a in self._annotations if not a.get("segmentation")]
         self._annotations = [t for t in self._annotations if t[2].get("segmentation")]
         self.present = {c for c, crowd, _ in self._annotations if c >= 0 and not crowd}
-        return Counter({"annotation without segmentation": len(without)} if without else {})
+        return Counter({"unsegmented annotation": len(without)} if without else {})
 
     def annotate(self, task: TaskName, upright: Size) -> Annotation:
         if task == "detection":

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from kswap.data import SwapData
 from kswap.settings import ROLES, Role, Split
-from kswap.tasks import Scores, Task
+from kswap.tasks import Pixels, Scores, Task
 
 
 def score_roles(
@@ -20,7 +20,7 @@ def score_roles(
     split: Split,
     num_rows: int,
     batch_size: int,
-    pixels: Callable[[Any], Any] | None = None,
+    pixels: Pixels | None = None,
 ) -> dict[str, Any]:
     """Return `{"scores": {role: float | None}, "per_class": {class name: float}}` on one split.
 
@@ -49,7 +49,7 @@ def score_sets(
     split: Split,
     num_rows: int,
     batch_size: int,
-    pixels: Callable[[Any], Any] | None = None,
+    pixels: Pixels | None = None,
     keep: Mapping[Role, Sequence[int]] | None = None,
 ) -> dict[Role, Scores]:
     """Return the scores of each role that has images; arguments as in `score_roles`.

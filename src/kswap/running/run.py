@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from kswap.data.samples import take
 from kswap.models import adapter as adapters
 from kswap.models import artefact, head, structure
 from kswap.ranks import shards_base
@@ -18,11 +19,14 @@ from kswap.running.saving import save
 from kswap.running.scoring import scored
 from kswap.running.stages import StageRunner, check_lengths
 from kswap.running.state import RunState
+from kswap.tasks import make_examples
+from kswap.tasks.frames import frame_of
 from kswap.training.augment import make_change
 from kswap.training.checkpoint import fingerprint_of, weights_digest
 from kswap.training.depth import deeper_than, narrowed, num_frozen_as_said
-from kswap.training.loop import Trainee, enable_checkpointing
+from kswap.training.loop import Trainee
 from kswap.training.optimiser import Trainables
+from kswap.training.recomputing import enable_checkpointing
 
 
 def finish(state: RunState, *, resume_from: Path) -> dict[str, Any]:
@@ -45,6 +49,7 @@ def finish(state: RunState, *, resume_from: Path) -> dict[str, Any]:
     state.blocks = structure.find_ffn_blocks(model)
     for note in [*deeper_than(state.stages, len(state.blocks)), *_more_objects(state, model)]:
         state.on_note(note)
+    _look_for_frame(state, model)
     # Where the base is sharded, the whole of it is kept for what is saved.
     whole_base = shard_base(state, model) if shards_base() else None
     knowledge = Knowledge(state)
@@ -62,6 +67,14 @@ def finish(state: RunState, *, resume_from: Path) -> dict[str, Any]:
         runner.run(stage, trainee, tensors)
         tensors = {}
     return save(state, swapped, groups, whole_base)
+
+
+def _look_for_frame(state: RunState, model: Any) -> None:
+    """Find out, before anything is recorded, what a detector's boxes are fractions of."""
+    for images in (one for splits in state.data.sets.values() for one in splits.values()):
+        if len(images) and images.boxes is not None and images.sizes is not None:
+            frame_of(model, make_examples(take(images, slice(0, 1)), state.pixels))
+            return
 
 
 def _more_objects(state: RunState, model: Any) -> list[str]:

@@ -65,9 +65,9 @@ class RunState:
         """Return how many rows of the head take part."""
         return len(self.data.id2label) if knows_learned else self.data.num_base_classes
 
-    def pixels(self, images: Any) -> Tensor:
+    def pixels(self, images: Any, *, sizes: Any = None) -> Tensor:
         """Return what the model takes, (images, 3, height, width), where it trains."""
-        pixels: Tensor = self.data.pixels(images, device=self.accelerator.device)
+        pixels: Tensor = self.data.pixels(images, device=self.accelerator.device, sizes=sizes)
         return pixels
 
     def written(self, paths: Sequence[Path]) -> None:

@@ -6,12 +6,13 @@ class at a stage decides which terms of the loss the unit is in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kswap.arrays import Confusion, Marks, Unit
@@ -26,9 +27,17 @@ from kswap.settings import Role, TermConfig
 if TYPE_CHECKING:
     from kswap.tasks.inside import Slots
 
-Pixels = Callable[[Any], Tensor]
-"""From images as they are kept to what the model takes, (images, 3, height, width) on its
-device."""
+
+class Pixels(Protocol):
+    """From images as they are kept to what the model takes."""
+
+    def __call__(self, images: Any, *, sizes: NDArray[np.int32] | None = None) -> Tensor:
+        """Return (images, 3, height, width) on the model's device.
+
+        Beyond `sizes` (images, 2), where given, it is what the image processor pads with.
+        """
+
+
 Teacher = dict[str, Tensor]
 """Outputs of the base model by name; the first axis is that of the images."""
 
@@ -205,7 +214,7 @@ class Task(Protocol):
 
 def make_examples(samples: Samples, pixels: Pixels, roles: Tensor | None = None) -> Examples:
     """Put samples on the device that `pixels` puts images on."""
-    images = pixels(samples.images)
+    images = pixels(samples.images, sizes=samples.sizes)
     device = images.device
     class_ids = torch.from_numpy(samples.class_ids)
     roles = torch.zeros_like(class_ids) if roles is None else roles

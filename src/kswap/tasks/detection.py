@@ -27,14 +27,14 @@ from kswap.tasks import Examples, Pixels, Scores, Teacher, View, make_examples
 from kswap.tasks.answers import Detections, detections
 from kswap.tasks.box_confusion import box_confusion, surely_seen
 from kswap.tasks.coco_map import coco_map
-from kswap.tasks.criteria import Layer, decompose, outputs_only
+from kswap.tasks.criteria import Layer, decompose
 from kswap.tasks.dense import object_divisors, roles_of
+from kswap.tasks.frames import box_outputs, frame_of, scale_of
 from kswap.tasks.inside import (
     Slots,
     features_of,
     inside_units,
     padded,
-    scale_of,
     size_of,
 )
 from kswap.tasks.queries import (
@@ -70,17 +70,21 @@ class Detection:
                 image if closed[i] else _with_pseudo(image, teacher, i, view, kind)
                 for i, image in enumerate(labels)
             ]
+        frame = frame_of(model, examples)
         with recorded_tokens(model, view.places) as tokens:
-            decomposed = decompose(model, examples.inputs(), labels)
+            decomposed = decompose(model, examples.inputs(), _in_frame(labels, frame))
         final = decomposed.layers[-1]
         assert isinstance(final, Layer)
+        boxes = final.boxes
+        assert boxes is not None
+        boxes = boxes if frame is None else boxes / frame[:, None]
+        final = replace(final, boxes=boxes)
         base_logits = None if teacher is None else _aligned(final, teacher, view, kind)
         class_labels = [image["class_labels"] for image in labels]
         units = query_units(decomposed, class_labels, closed, view, base_logits=base_logits)
         if not view.places or view.bank is None:
             return units
-        assert final.boxes is not None
-        slots = slots_of_objects(examples, final.boxes.detach(), view.num_slots)
+        slots = slots_of_objects(examples, boxes.detach(), view.num_slots)
         found = features_of(tokens, slots, view.places, model, examples)
         answers = None
         if teacher is not None:
@@ -113,8 +117,7 @@ class Detection:
         self, model: nn.Module, examples: Examples, *, num_base: int | None = None
     ) -> Teacher:
         """Return {"logits": (images, queries, columns), "boxes": (images, queries, 4)}."""
-        logits, boxes = outputs_only(model, examples.inputs())
-        assert boxes is not None
+        logits, boxes = box_outputs(model, examples)
         if num_base is not None:
             logits = base_columns(logits, num_base, nothing=loss_kind(model).nothing)
         return {"logits": logits.float(), "boxes": boxes.float()}
@@ -161,8 +164,7 @@ class Detection:
 
         def answer(rows: slice) -> dict[str, Tensor]:
             examples = make_examples(take(images, rows), pixels)
-            logits, boxes = outputs_only(model, examples.inputs())
-            assert boxes is not None
+            logits, boxes = box_outputs(model, examples)
             answers = detections(
                 logits.float(),
                 boxes.float(),
@@ -230,6 +232,15 @@ def known_objects(examples: Examples, view: View) -> tuple[list[dict[str, Tensor
         chosen = known & ~crowd
         labels.append({"class_labels": ids[chosen], "boxes": to_centres(boxes[chosen])})
     return labels, closed
+
+
+def _in_frame(labels: list[dict[str, Tensor]], frame: Tensor | None) -> list[dict[str, Tensor]]:
+    """Return labels with boxes as fractions of what the model's are fractions of."""
+    if frame is None:
+        return labels
+    return [
+        {**image, "boxes": image["boxes"] * own} for image, own in zip(labels, frame, strict=True)
+    ]
 
 
 def _with_pseudo(

@@ -63,15 +63,6 @@ def size_of(examples: Examples) -> tuple[int, int]:
     return int(examples.pixels.shape[-2]), int(examples.pixels.shape[-1])
 
 
-def scale_of(examples: Examples) -> Float[Tensor, "images 4"]:
-    """Return what turns fractions of an image into fractions of its padded array."""
-    height, width = examples.pixels.shape[-2:]
-    if examples.sizes is None:
-        return examples.pixels.new_ones(len(examples), 4)
-    sides = examples.sizes.float() / examples.sizes.new_tensor([height, width]).float()
-    return sides[:, [1, 0, 1, 0]]
-
-
 def slots_of_regions(examples: Examples, mask_logits: Tensor | None, most: int) -> Slots:
     """Return the region of each annotated class in each image.
 

@@ -27,7 +27,7 @@ from kswap.objectives.sparsity import group_lasso, proximal_step
 from kswap.plan import Stage
 from kswap.ranks import rank, shards_base
 from kswap.settings import SparsityConfig, TermConfig, TrainingConfig
-from kswap.tasks import Examples, Task, View, make_examples
+from kswap.tasks import Examples, Pixels, Task, View, make_examples
 from kswap.training.analysis import Analysis
 from kswap.training.events import EventLog
 from kswap.training.optimiser import Trainables, learning_rate
@@ -47,7 +47,7 @@ class Trainee:
     model: nn.Module
     task: Task
     accelerator: Accelerator
-    pixels: Callable[[Any], Tensor]
+    pixels: Pixels
     augment: Augment | None
     views: Mapping[str, View]
     """By the name of the stage."""
@@ -389,14 +389,6 @@ def step_seed(seed: int, stage: int, step: int) -> int:
     generator = torch.Generator().manual_seed(seed * 1_000_003 + stage)
     base = int(torch.randint(2**62, (1,), generator=generator))
     return (base + step) % (2**63 - 1)
-
-
-def enable_checkpointing(model: Any) -> None:
-    """Recompute activations in the backward pass; transformers 5.2x renamed the method."""
-    name = "activation_checkpointing_enable"
-    if not hasattr(model, name):
-        name = "gradient_checkpointing_enable"
-    getattr(model, name)({"use_reentrant": False})
 
 
 def set_modes(model: nn.Module, *, checkpointing: bool) -> None:

@@ -20,6 +20,7 @@ from kswap.data import ImageSet
 from kswap.gathering import interleaved, joined
 from kswap.plan import Stage
 from kswap.settings import Role, Split
+from kswap.tasks import Pixels
 from kswap.training.loop import Trainee
 from kswap.training.prefix_cache import (
     CacheSettings,
@@ -169,6 +170,6 @@ class Prefixes:
         )
 
 
-def _nothing_like(some: Tensor) -> Callable[[Any], Tensor]:
+def _nothing_like(some: Tensor) -> Pixels:
     """Return what stands for images that nobody looks at."""
-    return lambda images: torch.zeros_like(some).expand(len(images), -1, -1, -1)
+    return lambda images, *, sizes=None: torch.zeros_like(some).expand(len(images), -1, -1, -1)
