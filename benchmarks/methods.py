@@ -12,8 +12,7 @@ cache folder, so that the command goes on where it was stopped; what a finished 
 benchmarks/records.
 
 The other tasks have `default` and `deep`, with their own steps: the demos' scenes with the demos'
-references, and CIFAR-10 with the ViT-S of scripts/make_benchmark.py, whose references are
-fine-tuned from the same backbone, one a seed.
+references, and CIFAR-10 with the ViT-S and the reference of scripts/make_benchmark.py.
 """
 
 from __future__ import annotations
@@ -34,10 +33,8 @@ from kswap.audits.probe import MARGIN
 from kswap.benching import table
 from kswap.benching.arms import Arm
 from kswap.benching.audits import audit_arms
-from kswap.benching.bench import reference_sources
 from kswap.benching.execution import Job, make_jobs, run_jobs
 from kswap.benching.processes import in_processes
-from kswap.benching.references import runs_by_seed
 from kswap.demo import demo_values, write_demo
 from kswap.errors import UserError
 from kswap.presets import PRESETS
@@ -54,8 +51,6 @@ METHODS = [
 TASKS = (TASK, "cifar10", "segmentation", "detection")
 OTHER_METHODS = ["default", "deep"]
 """Those of the other tasks."""
-BACKBONE = str(Path.home() / ".cache/kswap-data/vit-s")
-"""What the references of CIFAR-10 are fine-tuned from, as their base was."""
 _BATCHES = {"learn": 32, "retain": 32, "forget": 16, "kept": 48}
 RESTORE = ("class means of 5 images", "head refitted, 5 images")
 """Ways whose scores the table has."""
@@ -177,7 +172,7 @@ def summary(results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run_seed(
-    jobs: Sequence[Job], folder: Path, records: Records, *, num_jobs: int, backbone: str | None
+    jobs: Sequence[Job], folder: Path, records: Records, *, num_jobs: int, reference: Path
 ) -> list[str]:
     """Run and audit the methods of one seed; return what went wrong, a line each."""
     run_all = in_processes(num_jobs)
@@ -194,11 +189,9 @@ def run_seed(
         if not problem:
             records.add(by_arm[name.removeprefix("audit of ")], summary)
 
-    runs = runs_by_seed([job.config.output for job in jobs])
-    named = [backbone] if backbone else []
     failures += audit_arms(
         jobs,
-        reference_sources(runs, named, folder, train=backbone is not None),
+        {job.seed: [str(reference)] for job in jobs},
         folder / f"audits-{jobs[0].seed}" if jobs else folder,
         level="quick",
         reference_level="R2",
@@ -224,11 +217,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     task = arguments.task
     name = "methods" if task == TASK else f"methods-{task}"
     folder = (arguments.output or CACHE / name).expanduser().resolve()
-    backbone = BACKBONE if task == "cifar10" else None
+    own = CACHE / "reference" if task == "cifar10" else None
     failures: list[str] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if backbone is None:
+        if task != "cifar10":
             write_demo(task, folder / "demo")
         arms = [arm_of(preset) for preset in (METHODS if task == TASK else OTHER_METHODS)]
         every = make_jobs(
@@ -241,11 +234,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         for seed in () if arguments.table else arguments.seeds:
             missing = records.missing([job for job in chosen if job.seed == seed])
             failures += run_seed(
-                missing, folder, records, num_jobs=arguments.jobs, backbone=backbone
+                missing,
+                folder,
+                records,
+                num_jobs=arguments.jobs,
+                reference=own or folder / "demo-reference",
             )
         found = records.found(every)
         if found:
-            yardsticks = records.yardsticks(every, backbone)
+            yardsticks = records.yardsticks(every, own)
             text = f"{methods_table(found, yardsticks)}\n\n{table.describe(yardsticks)}"
             write_section(name.replace("-", " "), text)
     except UserError as error:

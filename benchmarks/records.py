@@ -15,7 +15,6 @@ from typing import Any
 
 import kswap
 from kswap.benching import references
-from kswap.benching.bench import reference_sources
 from kswap.benching.execution import Job
 from kswap.benching.table import Yardstick
 from kswap.files import write_bytes
@@ -73,16 +72,20 @@ class Records:
         self._all[job.name] = {"config": digest(job, self._folder), **summary(results)}
         self._write()
 
-    def yardsticks(self, jobs: Sequence[Job], backbone: str | None = None) -> dict[int, Yardstick]:
-        """Return seed -> what its reference scores: measured where the seed has a run.
+    def yardsticks(
+        self, jobs: Sequence[Job], reference: Path | None = None
+    ) -> dict[int, Yardstick]:
+        """Return seed -> what the reference scores: measured where the seed has a run.
 
         Args:
             jobs: the runs.
-            backbone: one reference a seed was fine-tuned from it; None: the demo's serves all.
+            reference: of all seeds; None: the demo's, where there is one.
         """
+        own = reference is None
+        reference = reference or self._folder / "demo-reference"
         runs = references.runs_by_seed([job.config.output for job in jobs])
-        named = [backbone] if backbone else []
-        sources = reference_sources(runs, named, self._folder, train=backbone is not None)
+        there = [str(reference)] if (reference / "config.json").is_file() else []
+        sources = dict.fromkeys(runs, there)
         measured = references.measure(runs, sources, "R2", self._folder / "references.json")
         for seed, one in measured.items():
             self._all[f"reference {seed}"] = {"level": one.level, "scores": one.scores}
@@ -91,9 +94,7 @@ class Records:
         found = {}
         for seed in dict.fromkeys(job.seed for job in jobs):
             if record := self._all.get(f"reference {seed}"):
-                models = (
-                    f"{Path(backbone).name}, fine-tuned" if backbone else "the demo's reference",
-                )
+                models = ("the demo's reference" if own else reference.name,)
                 found[seed] = Yardstick(record["level"], models, record["scores"])
         return found
 
