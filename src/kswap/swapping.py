@@ -41,7 +41,7 @@ from kswap.running.state import RunState
 from kswap.settings import ROLES, Role
 from kswap.signals import Interrupts
 from kswap.tasks import find
-from kswap.training.checkpoint import fingerprint_of
+from kswap.training.checkpoint import fingerprint_of, weights_digest
 from kswap.training.device import make_accelerator, memory_errors
 from kswap.training.progress import progress
 from kswap.training.recomputing import check_checkpointing
@@ -156,7 +156,7 @@ def swap(
             on_note(note)
         first = RunFolder(config.output)  # of the process that writes the run
         if finished:
-            check_same(first, fingerprint_of(loaded.model, data))
+            check_same(first, fingerprint_of(weights_digest(loaded.model), data))
             return SwapResult(config.output, read_results(config.output), resumed=True)
         if getattr(loaded.model.config, "problem_type", None) == "multi_label_classification":
             on_note("the model is a multi-label one; here it is trained for one label per image")

@@ -29,7 +29,7 @@ from kswap.tasks.answers import (
 from kswap.tasks.coco_map import coco_map
 from kswap.tasks.criteria import outputs_only
 from kswap.tasks.detection import box_iou, to_corners
-from kswap.tasks.frames import frame_of, scale_of
+from kswap.tasks.frames import frame_of, of_image, scale_of
 from kswap.tasks.inside import nearest_query, read_by_head, size_of
 from kswap.tasks.miou import IoU
 from kswap.tasks.queries import Kind, loss_kind
@@ -125,8 +125,7 @@ class ObjectUnits(_SceneUnits):
         frame = frame_of(self.observed.model, examples)
         logits, boxes, layers = self.forward(examples)
         assert boxes is not None
-        if frame is not None:
-            boxes = boxes / frame[:, None]
+        boxes = of_image(boxes, frame)
         assert examples.boxes is not None
         assert examples.box_ids is not None
         assert examples.crowd is not None

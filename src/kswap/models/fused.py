@@ -11,14 +11,16 @@ In single precision only: rounded to bfloat16, W + s·B·A would lose what B·A 
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 from torch.nn import functional
+
+from kswap.models.wrapping import forwards_replaced
 
 
 class _FusedLinear(torch.autograd.Function):
@@ -78,9 +80,8 @@ def _reached_rows(at_y: Tensor) -> Tensor | None:
     return reached if 2 * len(reached) < len(at_y) else None
 
 
-@contextlib.contextmanager
-def fused_adapters(model: nn.Module) -> Iterator[None]:
-    """Within the context LoRA linears compute as one linear, where that is the same.
+def fused_adapters(model: nn.Module) -> AbstractContextManager[None]:
+    """Return a context in which LoRA linears compute as one linear, where that is the same.
 
     Not where there is dropout before A, where weights are quantised or not in single precision, and
     not under autocast: there PEFT's own forward runs.
@@ -88,14 +89,7 @@ def fused_adapters(model: nn.Module) -> Iterator[None]:
     Args:
         model: wrapped by PEFT.
     """
-    fused = [module for module in model.modules() if _can_fuse(module)]
-    for module in fused:
-        vars(module)["forward"] = _forward_of(module)
-    try:
-        yield
-    finally:
-        for module in fused:
-            del vars(module)["forward"]
+    return forwards_replaced({m: _forward_of(m) for m in model.modules() if _can_fuse(m)})
 
 
 def _can_fuse(layer: nn.Module) -> bool:

@@ -23,6 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from kswap.models.wrapping import forwards_replaced
+
 X = TypeVar("X")
 Kept = dict[str, Tensor]
 """Outputs of a prefix by name; the first axis is that of the images."""
@@ -206,9 +208,10 @@ class Prefix:
             for handle in handles:
                 handle.remove()
 
-    @contextlib.contextmanager
-    def playing(self, base: nn.Module, kept: Kept, *, nothing: float = 0.0) -> Iterator[None]:
-        """Within the context one forward takes the outputs of the prefix from what is kept.
+    def playing(
+        self, base: nn.Module, kept: Kept, *, nothing: float = 0.0
+    ) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which one forward takes the outputs of the prefix from what is kept.
 
         Args:
             base: the bare model, in the modes it was recorded in.
@@ -218,19 +221,10 @@ class Prefix:
         by_module: dict[str, list[_Call]] = {}
         for call in sorted(self.calls, key=lambda call: call.number):
             by_module.setdefault(call.module, []).append(call)
-        own: list[tuple[nn.Module, Any]] = []
-        for name, calls in by_module.items():
-            module = base.get_submodule(name)
-            own.append((module, vars(module).get("forward")))
-            vars(module)["forward"] = _player(module.forward, calls, kept, nothing)
-        try:
-            yield
-        finally:
-            for module, forward in own:
-                if forward is None:
-                    del vars(module)["forward"]
-                else:
-                    vars(module)["forward"] = forward
+        modules = {base.get_submodule(name): calls for name, calls in by_module.items()}
+        return forwards_replaced(
+            {m: _player(m.forward, calls, kept, nothing) for m, calls in modules.items()}
+        )
 
 
 def find_prefix(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch.nn import functional
 
 from kswap.models.prefix import same_answers
 from kswap.models.structure import FfnBlock
+from kswap.models.wrapping import forwards_replaced
 
 _READ = (1, 2)
 """How many first tokens a head may read: a class token, a distillation token behind it."""
@@ -36,26 +38,14 @@ class Unread:
     num_read: int
     """First tokens that are read."""
 
-    @contextlib.contextmanager
-    def skipped(self, base: nn.Module) -> Iterator[None]:
-        """Within the context the modules see the read tokens alone, and give 0 for the others.
+    def skipped(self, base: nn.Module) -> AbstractContextManager[None]:
+        """Return a context in which the modules see read tokens alone, and give 0 for the others.
 
         Args:
             base: the bare model.
         """
-        own: list[tuple[dict[str, Any], Any]] = []
-        for name in self.modules:
-            module = base.get_submodule(name)
-            own.append((vars(module), vars(module).get("forward")))
-            vars(module)["forward"] = _cut(module.forward, self.num_read)
-        try:
-            yield
-        finally:
-            for attributes, forward in own:
-                if forward is None:
-                    del attributes["forward"]
-                else:
-                    attributes["forward"] = forward
+        modules = map(base.get_submodule, self.modules)
+        return forwards_replaced({m: _cut(m.forward, self.num_read) for m in modules})
 
 
 @torch.no_grad()

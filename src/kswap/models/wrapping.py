@@ -1,7 +1,9 @@
-"""What a model is wrapped in: PEFT, DDP, FSDP, `torch.compile`."""
+"""What a model is wrapped in (PEFT, DDP, FSDP, `torch.compile`), and other forwards for a while."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import nn
@@ -21,3 +23,19 @@ def bare(model: nn.Module) -> Any:
             inner = inner.get_base_model()
         else:
             return inner
+
+
+@contextlib.contextmanager
+def forwards_replaced(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Within the context modules compute otherwise; then as before, also where contexts nest."""
+    before = {module: vars(module).get("forward") for module in forwards}
+    for module, forward in forwards.items():
+        vars(module)["forward"] = forward
+    try:
+        yield
+    finally:
+        for module, earlier in before.items():
+            if earlier is None:
+                del vars(module)["forward"]
+            else:
+                vars(module)["forward"] = earlier

@@ -42,7 +42,7 @@ def finish(state: RunState, *, resume_from: Path) -> dict[str, Any]:
     """
     check_lengths(state)
     state.base_digest = weights_digest(state.loaded.model)
-    tensors = resume(state, resume_from, fingerprint_of(state.loaded.model, state.data))
+    tensors = resume(state, resume_from, fingerprint_of(state.base_digest, state.data))
     state.written([state.folder.config])
     model = base_model(state)
     state.heads = head.find_heads(model)

@@ -29,7 +29,7 @@ from kswap.tasks.box_confusion import box_confusion, surely_seen
 from kswap.tasks.coco_map import coco_map
 from kswap.tasks.criteria import Layer, decompose
 from kswap.tasks.dense import object_divisors, roles_of
-from kswap.tasks.frames import box_outputs, frame_of, scale_of
+from kswap.tasks.frames import box_outputs, frame_of, of_image, scale_of
 from kswap.tasks.inside import (
     Slots,
     features_of,
@@ -75,9 +75,8 @@ class Detection:
             decomposed = decompose(model, examples.inputs(), _in_frame(labels, frame))
         final = decomposed.layers[-1]
         assert isinstance(final, Layer)
-        boxes = final.boxes
-        assert boxes is not None
-        boxes = boxes if frame is None else boxes / frame[:, None]
+        assert final.boxes is not None
+        boxes = of_image(final.boxes, frame)
         final = replace(final, boxes=boxes)
         base_logits = None if teacher is None else _aligned(final, teacher, view, kind)
         class_labels = [image["class_labels"] for image in labels]

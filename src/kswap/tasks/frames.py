@@ -28,7 +28,12 @@ def box_outputs(model: nn.Module, examples: Examples) -> tuple[Tensor, Tensor]:
     frame = frame_of(model, examples)
     logits, boxes = outputs_only(model, examples.inputs())
     assert boxes is not None
-    return logits, boxes if frame is None else boxes / frame[:, None]
+    return logits, of_image(boxes, frame)
+
+
+def of_image(boxes: Tensor, frame: Tensor | None) -> Tensor:
+    """Return boxes (images, queries, 4) of a model as fractions of the image, by its `frame_of`."""
+    return boxes if frame is None else boxes / frame[:, None]
 
 
 def frame_of(model: nn.Module, examples: Examples) -> Float[Tensor, "images 4"] | None:

@@ -180,12 +180,16 @@ def weights_digest(model: Any) -> str:
     return digest.hexdigest()
 
 
-def fingerprint_of(model: Any, data: SwapData) -> str:
+def fingerprint_of(weights: str, data: SwapData) -> str:
     """Return a checksum of base weights, class names, images and labels, and what is made of them.
 
     The last by one image as the processor hands it to the model.
+
+    Args:
+        weights: `weights_digest` of the base.
+        data: of the run.
     """
-    digest = hashlib.sha256(weights_digest(model).encode())
+    digest = hashlib.sha256(weights.encode())
     digest.update(repr(sorted(data.id2label.items())).encode())  # repr escapes lone surrogates
     for role in sorted(data.sets):
         for split in sorted(data.sets[role]):
