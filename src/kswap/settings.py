@@ -196,10 +196,11 @@ class SourceConfig(Frozen):
     box_unit: Literal["pixels", "fractions"] = "pixels"
     """Detection: unit of the boxes in `objects_column`."""
     streaming: bool = False
-    """Classification: training images are read as they are needed, and never all in memory or on
-    the disk. `data` names a Hugging Face dataset id, parquet, arrow, JSONL or CSV files, WebDataset
-    tar shards (members `KEY.jpg` and `KEY.cls`, `.txt` or `.json`), or a folder of these; several
-    as `shards-{000..010}.tar` or `*.parquet`."""
+    """Training images are read as they are needed, and never all in memory or on the disk. `data`
+    names a Hugging Face dataset id, parquet, arrow, JSONL or CSV files, WebDataset tar shards, or a
+    folder of these; several as `shards-{000..010}.tar` or `*.parquet`. Beside `KEY.jpg` a shard has
+    `KEY.cls`, `.txt` or `.json` with the class, `KEY.png` or `KEY.mask.png` with the mask, or the
+    objects in `KEY.json`."""
     shuffle_buffer: Annotated[int, Field(ge=1)] = 1000
     """Streaming: encoded images that are shuffled together; shards come in a new order in every
     pass. Where shards are sorted by class, batches are as mixed as the buffer is large."""

@@ -56,7 +56,10 @@ def drawn(data: SwapData, number: int, *, place: Place | None = None, count: int
     finally:
         reader.close()
     return [
-        [(image.tobytes(), int(c)) for image, c in zip(b.images, b.class_ids, strict=True)]
+        [
+            (image.tobytes(), int(c))
+            for image, c in zip(b.images.images, b.images.class_ids, strict=True)
+        ]
         for b in batches
     ], [b.place for b in batches]
 
@@ -126,7 +129,7 @@ def test_every_kind_of_shard_gives_each_image_once_a_pass(kind, tmp_path, build)
     assert set(found.values()) == {1}
     assert not set(found) & set(held)
     assert len(set(found) | set(held)) == 30
-    fitted = data.streamed["retain"].fitter
+    fitted = data.streamed["retain"].maker.fitter
     truth = {fitted(noise(f"{n}{i}")).tobytes(): n for i in range(10) for n in CLASSES}
     for batch in batches:
         for image, row in batch:
@@ -249,7 +252,7 @@ def test_splits_of_its_own(named, tmp_path, build):
         source: Any = paths if named == "split" else str(folder)
         data = build(retain={**streaming(""), "data": source}, learn=LEARN)
         assert sizes(data, "retain")[2] == 12, "of 24 test images"
-        held = {data.streamed["retain"].fitter(noise(f"test{n}{i}")).tobytes()
+        held = {data.streamed["retain"].maker.fitter(noise(f"test{n}{i}")).tobytes()
                 for n in CLASSES for i in range(8)}  # fmt: skip
         assert set(images_of(data, "retain", "test")) <= held
     else:
@@ -625,11 +628,12 @@ def test_a_pass_without_any_image_of_the_role_ends_the_run(tmp_path, build):
         drawn(data, 1)
 
 
-def test_settings_of_streams_are_refused_elsewhere_and_scenes_do_not_stream(tmp_path, build):
+def test_settings_of_streams_are_refused_elsewhere(tmp_path, build):
     with pytest.raises(UserError, match="shuffle_buffer is of a source that streams"):
         build(learn={"data": "x", "shuffle_buffer": 5})
-    with pytest.raises(UserError, match="only images for classification are streamed"):
-        build(task="detection", retain=streaming("x.tar"), learn={"data": "x"})
+    pair = {"images": str(tmp_path), "annotations": str(tmp_path)}
+    with pytest.raises(UserError, match="names folders or files of annotations"):
+        build(learn={**streaming("x"), "data": pair})
 
 
 def test_ranges():

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kswap.config import SwapConfig
+from kswap.data.cells import WholeCells
 from kswap.data.decode import (
     Decoded,
     Item,
@@ -31,6 +32,7 @@ from kswap.data.sets import ImageSet, SwapData
 from kswap.data.shards import Shards
 from kswap.data.sources import open_source
 from kswap.data.splits import Arrangement, Cut, Picture, arrange
+from kswap.data.stream_makers import WholeMaker
 from kswap.data.stream_sample import row_of, streamed_source
 from kswap.data.streaming import StreamedImages
 from kswap.data.table import Source
@@ -76,13 +78,7 @@ def build_data(
         if given is not None or in_memory.get(role) is not None:
             settings[role] = given or SourceConfig()
     unused = _drop_unlearned(config.order, settings)
-    streaming = [role for role, one in settings.items() if one.streaming]
     if task != "classification":
-        if streaming:
-            raise UserError(
-                f"{streaming[0]}.streaming: only images for classification are streamed, and the "
-                f"model is for {task}; take it out"
-            )
         from kswap.data.scene_build import build_scenes
 
         scenes = build_scenes(
@@ -102,7 +98,9 @@ def build_data(
     shards: dict[Role, Shards] = {}
     for role, one in settings.items():
         if one.streaming:
-            sources[role], shards[role] = streamed_source(role, one, in_memory.get(role))
+            sources[role], shards[role] = streamed_source(
+                role, one, WholeCells(one), in_memory.get(role)
+            )
         else:
             sources[role] = open_source(role, one, in_memory.get(role))
     roles = assign_roles(sources, settings, id2label, forgotten)
@@ -133,10 +131,12 @@ def build_data(
     streamed = {
         role: StreamedImages(
             shards=own,
-            row_of=row_of(role, roles, settings[role], id2label, sources[role]),
+            maker=WholeMaker(
+                row_of(role, roles, settings[role], id2label, sources[role]),
+                fitter,
+                decoded.example,
+            ),
             held=held,
-            fitter=fitter,
-            example=decoded.example,
             buffer_size=settings[role].shuffle_buffer,
             data=config.data,
             fraction=settings[role].fraction,

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 from kswap.data.table import Source, Table
-from kswap.data.tar_shards import Cell
 from kswap.data.text import one_line
 from kswap.errors import UserError
 from kswap.settings import SourceConfig
@@ -20,7 +19,7 @@ def with_names(source: Source, settings: SourceConfig) -> Source:
     Raises:
         UserError: a number has none, or the classes are no numbers.
     """
-    names = _names(settings)
+    names = names_of(settings)
     if names is None:
         return source
     splits = {split: _with_names(table, names) for split, table in source.splits.items()}
@@ -34,20 +33,6 @@ def _with_names(table: Table, names: Names) -> Table:
         for old, name in zip(table.classes, used, strict=True)
     )
     return replace(table, classes=classes, numbered=False)
-
-
-def named_cells(cells: Iterator[Cell], settings: SourceConfig) -> Iterator[Cell]:
-    """Yield cells of a stream under the config's names.
-
-    Raises:
-        UserError: as `with_names`.
-    """
-    names = _names(settings)
-    for cell in cells:
-        if names is None or cell.label is None:
-            yield cell
-        else:
-            yield cell._replace(label=named(cell.label, names, cell.name))
 
 
 def named(label: str | int, names: Names, where: str) -> str:
@@ -69,7 +54,12 @@ def named(label: str | int, names: Names, where: str) -> str:
     return names[int(label)]
 
 
-def _names(settings: SourceConfig) -> Names | None:
+def names_of(settings: SourceConfig) -> Names | None:
+    """Return the config's names of class numbers; None: it has none.
+
+    Raises:
+        UserError: a name is empty or given to two numbers.
+    """
     given = settings.class_names
     if given is None:
         return None

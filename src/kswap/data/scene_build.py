@@ -15,14 +15,27 @@ from kswap.data.decode import Item, Progress, class_array, store_for
 from kswap.data.images import skipped
 from kswap.data.pixels import Fitter
 from kswap.data.roles import Roles, assign_roles
-from kswap.data.scene_decode import Arrays, Scene, SceneReader, Scenes, decode_scenes
+from kswap.data.scene_cells import SceneCells
+from kswap.data.scene_decode import (
+    Arrays,
+    Scene,
+    SceneReader,
+    Scenes,
+    decode_scenes,
+    padded,
+    padded_mask,
+)
 from kswap.data.scene_rows import Rows, rows_of
 from kswap.data.scene_sources import SceneOpener, is_partial
 from kswap.data.scene_splits import ScenePicture, arrange_scenes, rarest_classes
+from kswap.data.scene_stream import SceneMaker, scene_row_of
 from kswap.data.scenes import SceneTable
-from kswap.data.sets import IGNORE, ImageSet, SwapData
+from kswap.data.sets import ImageSet, SwapData
+from kswap.data.shards import Shards
 from kswap.data.splits import Arrangement, Cut
 from kswap.data.store import FileStore
+from kswap.data.stream_sample import streamed_source
+from kswap.data.streaming import StreamedImages
 from kswap.data.table import Source
 from kswap.data.text import count, listed, one_line
 from kswap.errors import UserError
@@ -60,17 +73,20 @@ def build_scenes(
         UserError: a source, a class name, an image or its annotations are not as they have to be.
     """
     fitter = Fitter(processor, dense=True)
-    sources = {
-        role: SceneOpener(
-            role,
-            one,
-            task,
-            id2label,
-            reduce_zero=bool(getattr(processor, "do_reduce_labels", False)),
-            skip_bad=config.data.on_bad_image == "skip",
-        ).open(in_memory.get(role))
-        for role, one in settings.items()
-    }
+    reduce_zero = bool(getattr(processor, "do_reduce_labels", False))
+    skip_bad = config.data.on_bad_image == "skip"
+    sources: dict[Role, Source] = {}
+    shards: dict[Role, Shards] = {}
+    for role, one in settings.items():
+        if one.streaming:
+            partial = is_partial(role, one)
+            kind = SceneCells(one, task, id2label, reduce_zero, partial, skip_bad)
+            sources[role], shards[role] = streamed_source(role, one, kind, in_memory.get(role))
+        else:
+            opener = SceneOpener(
+                role, one, task, id2label, reduce_zero=reduce_zero, skip_bad=skip_bad
+            )
+            sources[role] = opener.open(in_memory.get(role))
     roles = assign_roles(sources, settings, id2label, forgotten)
     rows = {
         role: rows_of(role, source, roles, one.rename, partial=is_partial(role, one))
@@ -97,8 +113,35 @@ def build_scenes(
         class_ids = dict(zip(good, rarest_classes(pictures), strict=True))
         notes = _check_classes(roles, sources, settings, pictures, arrangement)
         gather = _Gather(reader, decoded, splits, class_ids, config, cache_dir, task)
-        partial = {role for role, one in settings.items() if is_partial(role, one)}
-        sets = gather.sets(sources, rows, complete=set(sources) - partial)
+        partials = {role for role, one in settings.items() if is_partial(role, one)}
+        sets = gather.sets(sources, rows, complete=set(sources) - partials)
+    held = frozenset(
+        scene.digest
+        for i, split in splits.items()
+        if split in ("test", "validation") and (scene := decoded.scenes[i]) is not None
+    )
+    streamed = {
+        role: StreamedImages(
+            shards=own,
+            maker=SceneMaker(
+                scene_row_of(
+                    role, roles, rows[role], settings[role].rename, partial=role in partials
+                ),
+                frozenset(roles.class_ids[role]),
+                rows[role],
+                fitter,
+                complete=role not in partials,
+                num_of=_num_of(roles.of_source[role], sources[role]),
+            ),
+            held=held,
+            buffer_size=settings[role].shuffle_buffer,
+            data=config.data,
+            fraction=settings[role].fraction,
+            seed=config.seed,
+            length=settings[role].images_per_pass,
+        )
+        for role, own in shards.items()
+    }
     every_note = [
         *(note for source in sources.values() for note in source.notes),
         *roles.notes,
@@ -114,7 +157,17 @@ def build_scenes(
         sets=sets,
         pixels=fitter.pixels,
         notes=tuple(dict.fromkeys(one_line(note, 2000) for note in every_note)),
+        streamed=streamed,
     )
+
+
+def _num_of(rows: Mapping[str, int], source: Source) -> Counter[int]:
+    """Return how many images of a source hold each row."""
+    counted: Counter[int] = Counter()
+    for name, number in source.counts.items():
+        if name in rows:
+            counted[rows[name]] += number
+    return counted
 
 
 def _list_items(sources: Mapping[Role, Source], roles: Roles) -> tuple[list[Item], list[str]]:
@@ -164,6 +217,7 @@ def _check_classes(
                 f"{role}: no train images of {one_line(roles.id2label[no_train[0]])!r} are left in "
                 f"{source.where} (they are in a test or validation split, cannot be read, or the "
                 "objects are too small at the model's size); add some, or leave the class out"
+                + (f", or raise {role}.sample_images" if settings[role].streaming else "")
             )
         if len(no_test) == len(class_ids):
             raise UserError(
@@ -254,22 +308,14 @@ class _Gather:
         image = self.decoded.store.take(i)
         if image is None:
             image = self._read_again(i)[0]
-        height, width = self._scene(i).size
-        if (height, width) == self.size:
-            return image
-        padded = np.zeros_like(self.like)
-        place = (slice(height), slice(width))
-        padded[place if self.last else (slice(None), *place)] = image
-        return padded
+        return padded(image, self.size)
 
     def _mask(self, i: int) -> NDArray[np.int16]:
         mask = self.decoded.store.take(~i)
         if mask is None:
             mask = self._read_again(i)[1]
         assert mask is not None
-        padded = np.full(self.size, IGNORE, np.int16)
-        padded[: mask.shape[0], : mask.shape[1]] = mask
-        return padded
+        return padded_mask(mask, self.size)
 
     def _read_again(self, i: int) -> Arrays:
         """Read an image that was not kept; rare: see decode._may_be_used."""

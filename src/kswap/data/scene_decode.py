@@ -6,7 +6,7 @@ they are gathered.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from kswap.data import decode
 from kswap.data.decode import (
@@ -28,10 +29,11 @@ from kswap.data.decode import (
 from kswap.data.images import BadImageError, exif_orientation, known_formats
 from kswap.data.pixels import Fitter, size_of
 from kswap.data.scene_rows import Rows, fit_boxes, fit_mask, upright
-from kswap.data.scenes import SceneTable, Size
-from kswap.data.sets import Boxes
+from kswap.data.scenes import Annotation, SceneTable, Size
+from kswap.data.sets import IGNORE, Boxes
 from kswap.data.splits import Cut
 from kswap.data.store import FileStore, MemoryStore
+from kswap.data.table import ImageLike
 from kswap.errors import UserError
 from kswap.settings import DataConfig, Role
 
@@ -90,34 +92,79 @@ class SceneReader:
         table = item.table
         assert isinstance(table, SceneTable)
         image = read_item(item)
-        name = table.name(item.row)
-        original = (image.height, image.width)
-        annotation = table.annotate(item.row, original)
-        orientation = 1 if annotation.upright else _orientation(item)
-        annotation = upright(annotation, original, orientation, name)
-        try:
-            fitted = self.fitter(image)
-        except Exception as error:  # a size that the processor cannot handle
-            raise BadImageError(name, f"the processor fails: {error}") from None
-        size = size_of(fitted)
-        lookup = self._lookups[item.role, id(table)]
-        own = self.rows[item.role].own
-        digest = content_hash(image)
-        if annotation.mask is not None:
-            mask = fit_mask(annotation.mask, lookup, size)
-            found = own & set(np.unique(mask).tolist())
-            return Scene(digest, tuple(sorted(found)), size, original, None), (fitted, mask)
-        assert annotation.objects is not None
-        kept = fit_boxes(annotation.objects, lookup, original)
-        found = own & set(kept.boxes.class_ids[~kept.boxes.crowd].tolist())
-        counted = (kept.num_clipped, kept.num_outside, kept.num_corners)
-        scene = Scene(digest, tuple(sorted(found)), size, original, kept.boxes, *counted)
-        return scene, (fitted, None)
+        return fit_scene(
+            image,
+            table.annotate(item.row, (image.height, image.width)),
+            lambda: table.read(item.row),
+            self.fitter,
+            self._lookups[item.role, id(table)],
+            self.rows[item.role].own,
+            table.name(item.row),
+        )
 
 
-def _orientation(item: Item) -> int:
-    source = item.table.read(item.row)
+def fit_scene(
+    image: Image.Image,
+    annotation: Annotation,
+    encoded: Callable[[], ImageLike],
+    fitter: Fitter,
+    lookup: NDArray[np.int16],
+    own: frozenset[int],
+    name: str,
+) -> tuple[Scene, Arrays]:
+    """Return a decoded image with its annotations, at the model's size.
+
+    Args:
+        image: upright.
+        annotation: of it.
+        encoded: the image as it was read, for its orientation.
+        fitter: of the model.
+        lookup: from the annotation's classes to rows of the head (`Rows.lookup`).
+        own: rows of the role.
+        name: of the image, for messages.
+
+    Raises:
+        BadImageError: the image or its annotations cannot be used.
+    """
+    original = (image.height, image.width)
+    orientation = 1 if annotation.upright else _orientation(encoded())
+    annotation = upright(annotation, original, orientation, name)
+    fitted = decode.fit(image, fitter, lambda: name)
+    size = size_of(fitted)
+    digest = content_hash(image)
+    if annotation.mask is not None:
+        mask = fit_mask(annotation.mask, lookup, size)
+        found = own & set(np.unique(mask).tolist())
+        return Scene(digest, tuple(sorted(found)), size, original, None), (fitted, mask)
+    assert annotation.objects is not None
+    kept = fit_boxes(annotation.objects, lookup, original)
+    found = own & set(kept.boxes.class_ids[~kept.boxes.crowd].tolist())
+    counted = (kept.num_clipped, kept.num_outside, kept.num_corners)
+    scene = Scene(digest, tuple(sorted(found)), size, original, kept.boxes, *counted)
+    return scene, (fitted, None)
+
+
+def _orientation(source: ImageLike) -> int:
     return exif_orientation(source if not isinstance(source, str) else Path(source))
+
+
+def padded(image: NDArray[Any], size: Size) -> NDArray[Any]:
+    """Return a fitted image in the upper left of an array of this size, zero elsewhere."""
+    height, width = size_of(image)
+    if (height, width) == size:
+        return image
+    last = image.dtype == np.uint8  # the axis of the channels
+    array = np.zeros((*size, 3) if last else (3, *size), image.dtype)
+    place = (slice(height), slice(width))
+    array[place if last else (slice(None), *place)] = image
+    return array
+
+
+def padded_mask(mask: NDArray[np.int16], size: Size) -> NDArray[np.int16]:
+    """Return a mask in the upper left of an array of this size, IGNORE elsewhere."""
+    array = np.full(size, IGNORE, np.int16)
+    array[: mask.shape[0], : mask.shape[1]] = mask
+    return array
 
 
 def decode_scenes(

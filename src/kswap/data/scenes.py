@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -54,6 +54,9 @@ class Objects:
     """They were written as left, top, width, height, in pixels."""
 
 
+NO_OBJECTS = Objects(np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0, bool))
+
+
 @dataclass(frozen=True)
 class Annotation:
     """What is known of one image."""
@@ -65,6 +68,17 @@ class Annotation:
     """Of the image that the annotations were made on, where they say it."""
     upright: bool = False
     """The format refers to the image as it is seen, after its EXIF orientation is applied."""
+
+
+def recoded(annotation: Annotation, codes: Sequence[int]) -> Annotation:
+    """Return annotations whose class `n` is called `codes[n]`."""
+    if annotation.mask is not None:
+        # OPEN and IGNORE are -1 and -2: the last two
+        table = np.asarray([*codes, IGNORE, OPEN], np.int32)
+        return replace(annotation, mask=table[annotation.mask])
+    assert annotation.objects is not None
+    labels = np.asarray(codes, np.int64)[annotation.objects.labels]
+    return replace(annotation, objects=replace(annotation.objects, labels=labels))
 
 
 def _no_annotation(row: int, size: Size) -> Annotation:

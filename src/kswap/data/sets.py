@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kswap.data.pixels import Pixels
-from kswap.data.streaming import StreamedImages
 from kswap.settings import Role, Split
+
+if TYPE_CHECKING:
+    from kswap.data.streaming import StreamedImages
 
 OPEN = -1
 """In a mask: none of the classes that the annotations cover; background, or not labelled."""

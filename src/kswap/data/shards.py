@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kswap.data.class_names import named_cells
-from kswap.data.hf_tables import class_of, columns_of, image_of
+from kswap.data.cells import CellKind, StreamCell
 from kswap.data.sources import (
     READERS,
     by_split,
@@ -27,7 +26,7 @@ from kswap.data.sources import (
     reading,
     table_files,
 )
-from kswap.data.tar_shards import Cell, tar_cells, whole
+from kswap.data.tar_shards import tar_cells, whole
 from kswap.data.text import listed, one_line
 from kswap.errors import UserError
 from kswap.settings import Role, ScenePaths, SourceConfig, SplitPaths
@@ -46,16 +45,22 @@ class Shards:
 
     where: str
     num_shards: int
-    read: Callable[[int], Iterator[Cell]]
+    read: Callable[[int], Iterator[StreamCell]]
     """Shard -> its images in order, always the same."""
     identity: str
     """Names and sizes of the shards, where they are known: other ones are other data."""
 
 
 def open_shards(
-    role: Role, settings: SourceConfig, in_memory: object = None
+    role: Role, settings: SourceConfig, kind: CellKind, in_memory: object = None
 ) -> tuple[str, dict[str, Shards]]:
     """Open the splits of a source that streams, by the names that they have.
+
+    Args:
+        role: of the source.
+        settings: of the source.
+        kind: what its rows and tar samples become.
+        in_memory: stands in for `settings.data`.
 
     Returns:
         What to call the source, and its splits.
@@ -65,14 +70,14 @@ def open_shards(
     """
     if in_memory is not None:
         where = f"{role} dataset"
-        return where, _streams(_parts(role, in_memory), settings, where, from_hub=False)
+        return where, _streams(_parts(role, in_memory), kind, where, from_hub=False)
     data = settings.data
     if isinstance(data, SplitPaths):
         found = {}
         for split in ("train", "validation", "test"):
             path = getattr(data, split)
             if path:
-                _, parts = _open(role, _text(role, path), settings, one_split=True)
+                _, parts = _open(role, _text(role, path), settings, kind, one_split=True)
                 if len(parts) > 1:
                     raise UserError(
                         f"{role}.data.{split}: {one_line(path)} has splits of its own "
@@ -80,14 +85,14 @@ def open_shards(
                     )
                 found[split] = next(iter(parts.values()))
         return f"{role}.data", found
-    return _open(role, _text(role, data), settings)
+    return _open(role, _text(role, data), settings, kind)
 
 
 def _text(role: Role, data: str | ScenePaths) -> str:
     if isinstance(data, ScenePaths):
         raise UserError(
-            f"{role}.data: has annotations, and only whole images of one class each are streamed; "
-            "name tar shards or table files, or take streaming out"
+            f"{role}.data: names folders or files of annotations, which are not streamed; name tar "
+            "shards or table files, or take streaming out"
         )
     if not data.strip():
         raise no_data(role)
@@ -95,7 +100,7 @@ def _text(role: Role, data: str | ScenePaths) -> str:
 
 
 def _open(
-    role: Role, data: str, settings: SourceConfig, *, one_split: bool = False
+    role: Role, data: str, settings: SourceConfig, kind: CellKind, *, one_split: bool = False
 ) -> tuple[str, dict[str, Shards]]:
     where = one_line(data)
     paths = find_files(role, data)
@@ -105,7 +110,7 @@ def _open(
                 f"{role}.data: {where}: there is no such file; name tar shards or table files "
                 "(such as shards-{000..010}.tar or *.parquet), or a Hugging Face dataset id"
             )
-        return where, _from_hub(role, data, settings)
+        return where, _from_hub(role, data, settings, kind)
     if settings.config_name is not None:
         raise UserError(
             f"config_name: {one_line(settings.config_name)!r} is of a Hugging Face data set with "
@@ -114,7 +119,7 @@ def _open(
     splits = {"train": paths} if one_split else by_split(paths[0].parent, paths)
     several = len(splits) > 1
     return where, {
-        split: _of_files(own, settings, f"{where} [{split}]" if several else where)
+        split: _of_files(own, kind, f"{where} [{split}]" if several else where)
         for split, own in splits.items()
     }
 
@@ -191,48 +196,47 @@ def _is_tar(path: Path) -> bool:
     return path.name.lower().endswith(TARS) and not path.name.startswith(".")
 
 
-def _of_files(paths: list[Path], settings: SourceConfig, where: str) -> Shards:
-    kinds = {"tar" if _is_tar(path) else READERS.get(path.suffix.lower()) for path in paths}
-    if len(kinds) != 1 or None in kinds:
+def _of_files(paths: list[Path], kind: CellKind, where: str) -> Shards:
+    formats = {"tar" if _is_tar(path) else READERS.get(path.suffix.lower()) for path in paths}
+    if len(formats) != 1 or None in formats:
         names = listed(path.name for path in paths)
         raise UserError(
             f"{one_line(where)}: {names}: not shards of one known kind; name files of one of "
             f"{listed([*TARS, *READERS], 20)}"
         )
-    (kind,) = kinds
+    is_tar = formats == {"tar"}
 
-    def read(number: int) -> Iterator[Cell]:
+    def read(number: int) -> Iterator[StreamCell]:
         path = paths[number]
         with whole(path):
             if not path.stat().st_size:
                 return iter(())
-            cells = tar_cells(path, settings) if kind == "tar" else _table_cells(path, settings)
-        return named_cells(cells, settings)
+        return tar_cells(path, kind) if is_tar else _table_cells(path, kind)
 
     sizes = "\n".join(f"{path.name} {path.stat().st_size}" for path in paths)
     return Shards(one_line(where), len(paths), read, sizes)
 
 
-def _table_cells(path: Path, settings: SourceConfig) -> Iterator[Cell]:
+def _table_cells(path: Path, kind: CellKind) -> Iterator[StreamCell]:
     import datasets
 
-    kind = READERS[path.suffix.lower()]
-    if kind == "csv":
-        yield from _csv_cells(path, settings)
+    reader = READERS[path.suffix.lower()]
+    if reader == "csv":
+        yield from _csv_cells(path, kind)
         return
     if is_empty(path):
         return
     with whole(path):
         rows = datasets.load_dataset(
-            kind,
+            reader,
             data_files={"train": [glob.escape(str(path.absolute()))]},
             split="train",
             streaming=True,
         )
-    yield from _dataset_cells(rows, settings, where=str(path), folder=path.parent, from_hub=False)
+    yield from _dataset_cells(rows, kind, where=str(path), folder=path.parent, from_hub=False)
 
 
-def _csv_cells(path: Path, settings: SourceConfig) -> Iterator[Cell]:
+def _csv_cells(path: Path, kind: CellKind) -> Iterator[StreamCell]:
     """Yield rows as Python's own reader has them: the library's leaves the file open."""
     import datasets
 
@@ -241,7 +245,7 @@ def _csv_cells(path: Path, settings: SourceConfig) -> Iterator[Cell]:
         rows = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
         columns = list(rows.fieldnames or ())
         features = datasets.Features(dict.fromkeys(columns, datasets.Value("string")))
-        image, label = columns_of(features, settings, where=where)
+        cells = kind.of_rows(features, where=where, folder=path.parent, from_hub=False)
         for number, row in enumerate(rows):
             if None in row:
                 raise UserError(
@@ -249,20 +253,27 @@ def _csv_cells(path: Path, settings: SourceConfig) -> Iterator[Cell]:
                     f"and the heading {len(columns)}; quote a field with a separator in it, or "
                     "correct the line"
                 )
-            text = (row[label] or "").strip()
-            value = int(text) if text.isdecimal() else text or None
-            content = image_of(row[image] or None, path.parent, from_hub=False)
-            yield Cell(content, value, f"{where}, row {number}")
+            values = {
+                name: (row[name] or None) if name in cells.pictures else _value(row[name])
+                for name in cells.columns
+            }
+            yield cells.make(values, f"{where}, row {number}")
+
+
+def _value(text: str | None) -> str | int | None:
+    """Return what a field of a CSV file stands for: a whole number, text or nothing."""
+    text = (text or "").strip()
+    return int(text) if text.isdecimal() else text or None
 
 
 def _dataset_cells(
     dataset: IterableDataset,
-    settings: SourceConfig,
+    kind: CellKind,
     *,
     where: str,
     folder: Path | None,
     from_hub: bool,
-) -> Iterator[Cell]:
+) -> Iterator[StreamCell]:
     import datasets
 
     where = one_line(where)
@@ -276,21 +287,21 @@ def _dataset_cells(
                 return
             rows = itertools.chain([first], rows)
             features = datasets.Dataset.from_list([first]).features
-        image, label = columns_of(features, settings, where=where, from_hub=from_hub)
+        cells = kind.of_rows(features, where=where, folder=folder, from_hub=from_hub)
         if rows is None:
-            dataset = dataset.select_columns([image, label])
-            if isinstance(features[image], datasets.Image):
-                dataset = dataset.cast_column(image, datasets.Image(decode=False))
+            dataset = dataset.select_columns(list(cells.columns))
+            for picture in cells.pictures:
+                if isinstance(features[picture], datasets.Image):
+                    dataset = dataset.cast_column(picture, datasets.Image(decode=False))
         for number, row in enumerate(dataset if rows is None else rows):
             name = f"{where}, row {number}"
-            if image not in row or label not in row:
-                lost = label if image in row else image
+            lost = next((column for column in cells.columns if column not in row), None)
+            if lost is not None:
                 raise UserError(f"{name}: has no {lost!r} ({listed(row)}); add it")
-            value = class_of(row[label], features[label], where=name, column=label)
-            yield Cell(image_of(row[image], folder, from_hub=from_hub), value, name)
+            yield cells.make(row, name)
 
 
-def _from_hub(role: Role, name: str, settings: SourceConfig) -> dict[str, Shards]:
+def _from_hub(role: Role, name: str, settings: SourceConfig, kind: CellKind) -> dict[str, Shards]:
     import datasets
 
     missing = f"{role}.data: {name!r} names no files here; the Hugging Face dataset of this name"
@@ -299,7 +310,7 @@ def _from_hub(role: Role, name: str, settings: SourceConfig) -> dict[str, Shards
         own = () if settings.config_name is None else (settings.config_name,)
         loaded = datasets.load_dataset(name, *own, streaming=True)
     parts = dict(loaded) if isinstance(loaded, Mapping) else {"train": loaded}
-    return _streams(parts, settings, name, from_hub=True)
+    return _streams(parts, kind, name, from_hub=True)
 
 
 def _parts(role: Role, value: object) -> dict[str, IterableDataset]:
@@ -323,16 +334,15 @@ def _parts(role: Role, value: object) -> dict[str, IterableDataset]:
 
 
 def _streams(
-    parts: Mapping[str, IterableDataset], settings: SourceConfig, where: str, *, from_hub: bool
+    parts: Mapping[str, IterableDataset], kind: CellKind, where: str, *, from_hub: bool
 ) -> dict[str, Shards]:
     def of_part(dataset: IterableDataset, where: str) -> Shards:
         total = dataset.num_shards
 
-        def read(number: int) -> Iterator[Cell]:
+        def read(number: int) -> Iterator[StreamCell]:
             shard = dataset.shard(num_shards=total, index=number)
             place = where if total == 1 else f"{where}, shard {number}"
-            cells = _dataset_cells(shard, settings, where=place, folder=None, from_hub=from_hub)
-            return named_cells(cells, settings)
+            return _dataset_cells(shard, kind, where=place, folder=None, from_hub=from_hub)
 
         return Shards(one_line(where), total, read, f"{where} {total}")
 

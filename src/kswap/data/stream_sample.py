@@ -8,18 +8,16 @@ held out.
 from __future__ import annotations
 
 import functools
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 
 import numpy as np
 
+from kswap.data.cells import CellKind, Sample, StreamCell
 from kswap.data.labels import LabelIndex, plain
 from kswap.data.roles import Roles
 from kswap.data.shards import Shards, open_shards
-from kswap.data.streaming import PASSED, UNKNOWN
+from kswap.data.stream_makers import PASSED, UNKNOWN
 from kswap.data.table import Source, Table, source_of_splits
-from kswap.data.tar_shards import Cell
 from kswap.errors import UserError
 from kswap.settings import Role, SourceConfig
 
@@ -31,41 +29,19 @@ _MAX_NAMES = 1 << 16
 """Class names whose rows are kept."""
 
 
-@dataclass(frozen=True)
-class _SampleTable(Table):
-    """The images of a sample that are kept; its counts are of all that were read."""
-
-    num_of: Mapping[str, int] = field(default_factory=dict)
-
-    @functools.cached_property
-    def counts(self) -> dict[str, int]:
-        """Number of images of each class."""
-        return {name: self.num_of[name] for name in self.classes}
-
-
-@dataclass
-class _Sample:
-    cells: list[Cell] = field(default_factory=list)
-    num_read: int = 0
-    num_of: Counter[str] = field(default_factory=Counter)
-    """Images that were read of each class, also of those that are not kept; "": without one."""
-    is_whole: bool = False
-    """Whether there is nothing else in the source."""
-
-
 def streamed_source(
-    role: Role, settings: SourceConfig, in_memory: object = None
+    role: Role, settings: SourceConfig, kind: CellKind, in_memory: object = None
 ) -> tuple[Source, Shards]:
     """Return a sample of a stream as a source, and the shards to train on.
 
     Raises:
         UserError: there is nothing, or nothing usable, where the user points.
     """
-    where, splits = open_shards(role, settings, in_memory)
+    where, splits = open_shards(role, settings, kind, in_memory)
     tables, notes = {}, []
     for name, shards in splits.items():
-        sample = _sample_of(shards, settings)
-        tables[name] = _table_of(sample, shards)
+        sample = _sample_of(shards, settings, kind)
+        tables[name] = _table_of(sample, shards, kind)
         what = "is read whole" if sample.is_whole else f"has a sample of {sample.num_read:,} images"
         notes.append(
             f"{role}: {shards.where} streams; beforehand it {what} "
@@ -109,11 +85,15 @@ def row_of(
     return find
 
 
-def _sample_of(shards: Shards, settings: SourceConfig) -> _Sample:
-    """Read images until there are enough; of classes that are not named, one each."""
+def _sample_of(shards: Shards, settings: SourceConfig, kind: CellKind) -> Sample:
+    """Read images until there are enough; of classes that are not named, one each.
+
+    Raises:
+        UserError: a shard is damaged, or annotations are.
+    """
     most = settings.sample_images
     named = settings.classes and {form for name in settings.classes for form in _forms(name)}
-    sample = _Sample()
+    sample = Sample()
     seen: set[str] = set()
     num_wanted = num_finished = 0
     order = _order(shards.num_shards)
@@ -124,12 +104,17 @@ def _sample_of(shards: Shards, settings: SourceConfig) -> _Sample:
         found = looked_at = 0
         for cell in _until(shards.read(number), limit):
             looked_at += 1
-            name = "" if cell.label is None else str(cell.label)
-            sample.num_of[name] += 1
-            is_wanted = not named or bool(named & _forms(settings.rename.get(name, name)))
-            if is_wanted or name not in seen:
+            names = kind.names(cell)
+            sample.num_of.update(names)
+            sample.num_without += not names
+            is_wanted = not named or any(
+                named & _forms(settings.rename.get(name, name)) for name in names
+            )
+            new = (names or {""}) - seen
+            if is_wanted or new:
                 sample.cells.append(cell)
-                seen.add(name)
+                sample.names.append(names)
+                seen |= new
             found += is_wanted
             if found >= quota:
                 break
@@ -143,7 +128,7 @@ def _sample_of(shards: Shards, settings: SourceConfig) -> _Sample:
     return sample
 
 
-def _until(cells: Iterator[Cell], limit: int) -> Iterator[Cell]:
+def _until(cells: Iterator[StreamCell], limit: int) -> Iterator[StreamCell]:
     for number, cell in enumerate(cells, start=1):
         yield cell
         if number >= limit:
@@ -160,36 +145,14 @@ def _forms(name: str) -> set[str]:
     return {plain(name), *map(plain, name.split(","))} - {""}
 
 
-def _table_of(sample: _Sample, shards: Shards) -> Table:
-    """Return the sample as a table; classes are sorted, numbers by value.
+def _table_of(sample: Sample, shards: Shards, kind: CellKind) -> Table:
+    """Return the sample as a table.
 
     Raises:
         UserError: it is empty.
     """
-    cells = sample.cells
-    if not cells:
+    if not sample.cells:
         raise UserError(f"{shards.where}: has no images; name a source that has some")
-    labels = {cell.label for cell in cells} - {None}
-    numbers = sorted(label for label in labels if isinstance(label, int))
-    names = [*map(str, numbers), *sorted(label for label in labels if isinstance(label, str))]
-    names = list(dict.fromkeys(names))
-    rows = {name: row for row, name in enumerate(names)}
-    where = shards.where
-    if not sample.is_whole:
-        where = f"a sample of {sample.num_read:,} images of {shards.where}"
-    num_without = sample.num_of[""]
-    notes = (
-        (f"{where}: {num_without} of {sample.num_read:,} images left out, they have no class",)
-        if num_without
-        else ()
-    )
-    return _SampleTable(
-        where,
-        tuple(names),
-        np.asarray([rows.get(str(cell.label), -1) for cell in cells], dtype=np.int64),
-        lambda row: cells[row].image,
-        lambda row: cells[row].name,
-        bool(numbers),
-        notes,
-        num_of=sample.num_of,
-    )
+    if sample.is_whole:
+        return kind.table(sample, shards.where)
+    return kind.table(sample, f"a sample of {sample.num_read:,} images of {shards.where}")

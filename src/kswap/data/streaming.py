@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,19 +22,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kswap.data.decode import content_hash, fit, refuse
+from kswap.data.cells import StreamCell
+from kswap.data.decode import content_hash, refuse
 from kswap.data.images import BadImageError, decode, known_formats
-from kswap.data.pixels import Fitter
+from kswap.data.sets import ImageSet
 from kswap.data.shards import Shards
-from kswap.data.tar_shards import Cell
+from kswap.data.stream_makers import PASSED, UNKNOWN, Maker
 from kswap.data.text import NAME_LIMIT, count, one_line
 from kswap.errors import UserError
 from kswap.settings import DataConfig
 
 _ORDER, _BLOCK = 1, 2
 """Beside each other in a seed: the order of shards, and of the images of a block."""
-PASSED, UNKNOWN = -1, -2
-"""Instead of a row: the class has another role or none; neither model nor sample have it."""
 
 
 class Start(NamedTuple):
@@ -70,13 +69,9 @@ class StreamedImages:
     """The training images of one role that are not kept."""
 
     shards: Shards
-    row_of: Callable[[str], int]
-    """Class name of the source -> row of the extended head, PASSED or UNKNOWN."""
+    maker: Maker
     held: frozenset[bytes]
     """Content of test and validation pictures of any role, which are passed over."""
-    fitter: Fitter
-    example: NDArray[Any]
-    """A fitted image: shape and type of all."""
     buffer_size: int
     data: DataConfig
     fraction: float
@@ -85,15 +80,15 @@ class StreamedImages:
     length: int | None
     """Images in a pass, where the user says so."""
 
-    def wanted(self, cell: Cell) -> int:
+    def wanted(self, cell: StreamCell) -> int:
         """Return the row of the class of an image that may be trained on, PASSED or UNKNOWN."""
-        row = UNKNOWN if cell.label is None else self.row_of(str(cell.label))
+        row = self.maker.row_of(cell)
         if row >= 0 and self.fraction < 1 and not _within(cell, self.fraction, self.seed):
             return PASSED
         return row
 
 
-def _within(cell: Cell, fraction: float, seed: int) -> bool:
+def _within(cell: StreamCell, fraction: float, seed: int) -> bool:
     """Whether an image is of a share that depends on its encoded content alone."""
     content = cell.image if isinstance(cell.image, bytes) else str(cell.image).encode()
     key = hashlib.blake2b(content, digest_size=8, key=str(seed).encode()).digest()
@@ -146,11 +141,11 @@ class Buffer:
         self._seed = seed
         self.passed = Passed()
         self._reading = self._read(place.start)
-        self._ahead: list[tuple[Cell, int] | None] = []
+        self._ahead: list[tuple[StreamCell, int] | None] = []
         self._ahead_start = place.start
         self._ahead_end = place.start
         self._is_full = False
-        self._block: list[tuple[Cell, int] | None] = []
+        self._block: list[tuple[StreamCell, int] | None] = []
         self._order: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         self._start, self._number = place.start, place.block - 1
         self._turn()
@@ -163,7 +158,7 @@ class Buffer:
         """Where the next cell is drawn."""
         return Place(self._start, self._number, self._offset)
 
-    def __next__(self) -> tuple[Cell, int]:
+    def __next__(self) -> tuple[StreamCell, int]:
         """Return a cell and the row of its class.
 
         Raises:
@@ -197,7 +192,7 @@ class Buffer:
             self._ahead.append(found)
         self._is_full = found is None or len(self._ahead) >= self._images.buffer_size
 
-    def _read(self, start: Start) -> Iterator[tuple[tuple[Cell, int] | None, Start]]:
+    def _read(self, start: Start) -> Iterator[tuple[tuple[StreamCell, int] | None, Start]]:
         """Yield cells with what lies behind each; None where a pass ends."""
         shards = self._images.shards
         for epoch in itertools.count(start.epoch):
@@ -213,7 +208,7 @@ class Buffer:
                         is_barren = False
                         yield (cell, row), Start(epoch, place, number + 1)
                     elif row == UNKNOWN:
-                        self.passed.add(cell.label)
+                        self.passed.add(self._images.maker.unknown(cell))
                 start = Start(epoch, place + 1)
             if is_barren:
                 raise UserError(
@@ -227,14 +222,15 @@ class Buffer:
 class Drawn(NamedTuple):
     """Images of one batch."""
 
-    images: NDArray[Any]
-    """(n, H, W, 3) uint8, or as `ImageSet.images`."""
-    class_ids: NDArray[np.int64]
-    """(n,) rows of the extended head."""
+    images: ImageSet
     place: Place
     """Behind them."""
     passed: Passed
     """On the way, from the first batch on."""
+
+
+_HELD = object()
+"""Instead of a training image: a picture that is held out."""
 
 
 @dataclass
@@ -276,45 +272,34 @@ class Reader:
 
     def _make(self) -> Drawn:
         buffer = self._buffer = self._buffer or Buffer(self.images, self.seed, self.place)
-        images: list[NDArray[Any]] = []
-        class_ids: list[int] = []
+        made: list[Any] = []
         epoch = buffer.place.start.epoch
-        while len(images) < self.count:
-            found = [next(buffer) for _ in range(self.count - len(images))]
-            cells = [cell for cell, _ in found]
-            for (_, row), image in zip(
-                found, self._decoders.map(self._decoded, cells), strict=True
-            ):
-                if isinstance(image, BadImageError):
-                    refuse(image, self.images.data)
+        while len(made) < self.count:
+            found = [next(buffer) for _ in range(self.count - len(made))]
+            for one in self._decoders.map(self._made, found):
+                if isinstance(one, BadImageError):
+                    refuse(one, self.images.data)
                     buffer.passed.num_bad += 1
-                elif image is None:
+                elif one is _HELD:
                     buffer.passed.num_held += 1
-                else:
-                    images.append(image)
-                    class_ids.append(row)
-            if not images and buffer.place.start.epoch > epoch + 1:
+                elif one is not None:
+                    made.append(one)
+            if not made and buffer.place.start.epoch > epoch + 1:
                 raise UserError(
                     f"{self.images.shards.where}: all its images of the role are in a test or "
                     "validation split or cannot be decoded; add images"
                 )
-        ids = np.asarray(class_ids, dtype=np.int64)
-        return Drawn(np.stack(images), ids, buffer.place, replace(buffer.passed))
+        images = self.images.maker.together(made)
+        return Drawn(images, buffer.place, replace(buffer.passed))
 
-    def _decoded(self, cell: Cell) -> NDArray[Any] | BadImageError | None:
-        """Return the fitted image; None: it is a picture that is held out."""
+    def _made(self, found: tuple[StreamCell, int]) -> Any:
+        """Return a training image, _HELD, what is wrong with it, or None: nothing of the role."""
+        cell, row = found
         try:
             source = cell.image
             image = decode(source, name=str(source) if isinstance(source, Path) else cell.name)
             if content_hash(image) in self.images.held:
-                return None
-            fitted = fit(image, self.images.fitter, lambda: cell.name)
+                return _HELD
+            return self.images.maker.make(cell, row, image)
         except BadImageError as error:
             return error
-        if fitted.shape != self.images.example.shape:
-            return BadImageError(
-                cell.name,
-                f"the processor gives it the shape {fitted.shape}, the first image "
-                f"{self.images.example.shape}",
-            )
-        return fitted

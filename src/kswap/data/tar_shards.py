@@ -7,40 +7,27 @@ of all shards from the first five samples of the first one, and fails where that
 from __future__ import annotations
 
 import gzip
-import json
 import os
 import tarfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Self
 
-from kswap.data.hf_tables import LABEL_NAMES, ImageLike, class_of
-from kswap.data.images import SUFFIXES
-from kswap.data.text import listed, one_line
+from kswap.data.cells import CellKind, StreamCell
+from kswap.data.text import one_line
 from kswap.errors import UserError
-from kswap.settings import SourceConfig
 
-_LABELS = ("cls", "txt", "text", "json")
-"""Members that say the class of a sample, the first that is there."""
-_MAX_LABEL_BYTES = 1 << 20
+_MAX_TEXT_BYTES = 1 << 20
+"""Of a member that is no picture: larger ones are not read."""
 
 
-class Cell(NamedTuple):
-    """One image of a shard with its class, not decoded."""
-
-    image: ImageLike
-    label: str | int | None
-    """Class name, or class number; None: it has no class."""
-    name: str
-    """What to call it in a message."""
-
-
-def tar_cells(path: Path, settings: SourceConfig) -> Iterator[Cell]:
+def tar_cells(path: Path, kind: CellKind) -> Iterator[StreamCell]:
     """Yield the samples of a tar file: members that share a name up to its first dot."""
     with whole(path):
         _check_end(path)
+    cells = kind.of_tar(path)
     with whole(path), _opened(path) as archive:
         members: dict[str, bytes] = {}
         before = None
@@ -51,15 +38,15 @@ def tar_cells(path: Path, settings: SourceConfig) -> Iterator[Cell]:
                 continue
             key, extension = f"{folder}/{stem}" if folder else stem, extension.lower()
             if key != before and before is not None and members:
-                yield _sample(path, before, members, settings)
+                yield cells.make(f"{one_line(path)}, {one_line(before)}", members)
                 members = {}
             before = key
-            wanted = _is_image(extension, settings) or member.size <= _MAX_LABEL_BYTES
+            wanted = cells.is_picture(extension) or member.size <= _MAX_TEXT_BYTES
             content = archive.extractfile(member) if wanted else None
             members[extension] = b"" if content is None else content.read()
             archive.members.clear()  # type: ignore[attr-defined]  # it keeps all, to look them up
         if before is not None and members:
-            yield _sample(path, before, members, settings)
+            yield cells.make(f"{one_line(path)}, {one_line(before)}", members)
         _check_rest(archive)
 
 
@@ -116,55 +103,6 @@ def _check_end(path: Path) -> None:
         file.seek(max(0, size - tarfile.BLOCKSIZE))
         if any(file.read()):
             raise EOFError("it has no end mark, as if it were cut off")
-
-
-def _is_image(extension: str, settings: SourceConfig) -> bool:
-    if settings.image_column is not None:
-        return extension == settings.image_column.lower()
-    return f".{extension}" in SUFFIXES
-
-
-def _sample(path: Path, key: str, members: Mapping[str, bytes], settings: SourceConfig) -> Cell:
-    name = f"{one_line(path)}, {one_line(key)}"
-    images = [extension for extension in members if _is_image(extension, settings)]
-    if len(images) > 1:
-        raise UserError(
-            f"{name}: has several images ({listed(images)}); name the member in image_column"
-        )
-    image = members[images[0]] if images else b""  # said like any image that cannot be decoded
-    return Cell(image, _tar_label(name, members, settings), name)
-
-
-def _tar_label(name: str, members: Mapping[str, bytes], settings: SourceConfig) -> str | int | None:
-    """Return the class that a member says: text, a number, or a field of JSON.
-
-    Raises:
-        UserError: it is not one class.
-    """
-    column = settings.label_column
-    names = _LABELS if column is None else (column, "json")  # a member, or a field of JSON
-    found = next((extension for extension in names if extension in members), None)
-    if found is None:
-        return None
-    try:
-        text = members[found].decode("utf-8").strip()
-        value = json.loads(text) if found == "json" else text
-    except (UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise UserError(
-            f"{name}.{found}: is not the class of an image ({one_line(error)}); correct it"
-        ) from None
-    if isinstance(value, Mapping):
-        keys = LABEL_NAMES if column is None or column == "json" else (column,)
-        key = next((key for key in keys if key in value), None)
-        if key is None:
-            raise UserError(
-                f"{name}.json: has no class ({listed(value) or 'it is empty'}); name its field in "
-                "label_column"
-            )
-        value = value[key]
-    if isinstance(value, str) and value.isdecimal():  # as `cls` members are numbers
-        value = int(value)
-    return class_of(value, None, where=f"{name}.{found}", column=column or found)
 
 
 @contextmanager

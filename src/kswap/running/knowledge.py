@@ -68,7 +68,8 @@ class Knowledge:
         if needed and state.task.teacher_sees_views:
             limit = state.config.data.memory_limit_bytes
             kept = [images for role, images in sets.items() if role in needed]
-            self.teach_now = state.config.data.augment != "none" or not answers_fit(
+            is_fixed = state.config.data.augment == "none" and not state.data.streamed
+            self.teach_now = not is_fixed or not answers_fit(
                 model,
                 state.task,
                 kept,

@@ -272,7 +272,7 @@ def _sources(state: RunState, stage: Stage, teachers: Mapping[Role, Teacher]) ->
             splits["train"],
             teachers.get(role),
             streamed=streamed.get(role),
-            is_untaught=role in streamed and role in taught,
+            is_untaught=role in streamed and role in taught and not state.task.teacher_sees_views,
         )
         for role, splits in state.data.sets.items()
     }

@@ -267,8 +267,7 @@ class Streams:
                 found = self._readers[f"{name}.{part.role}"].draw()
                 source = self._sources[part.role][0]
                 rows = np.arange(part.batch_size)
-                drawn_set = ImageSet(found.images, found.class_ids)
-                samples.append(take(drawn_set, rows))
+                samples.append(take(found.images, rows))
                 roles.append(torch.full((part.batch_size,), ROLES.index(part.role)))
                 teachers.append(self._teacher(replace(source, teacher=None), rows))
                 kept.append({})
