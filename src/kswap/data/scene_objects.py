@@ -172,7 +172,7 @@ class ObjectReader:
                     f"{name}: the class {one_line(value, 60)!r} has no name; give the names of the "
                     "numbers in class_names"
                 )
-            codes.append(legend.codes[number])
+            codes.append(legend.codes[int(number)])
         clean, kept = clean_boxes(boxes, self._settings.box_format, name)
         labels = np.asarray(codes, np.int64)[kept]
         flags = np.asarray(crowd, bool)[kept]

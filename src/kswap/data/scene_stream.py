@@ -15,9 +15,10 @@ from kswap.data.decode import class_array
 from kswap.data.labels import LabelIndex
 from kswap.data.pixels import Fitter
 from kswap.data.roles import Roles
-from kswap.data.scene_cells import SceneCell
+from kswap.data.scene_cells import SceneCell, classes_in
 from kswap.data.scene_decode import Arrays, Scene, fit_scene, padded, padded_mask
 from kswap.data.scene_rows import Rows
+from kswap.data.scenes import Annotation
 from kswap.data.sets import IGNORE, OPEN, ImageSet
 from kswap.data.stream_makers import PASSED
 from kswap.settings import Role
@@ -57,13 +58,20 @@ class SceneMaker:
     def unknown(self, cell: StreamCell) -> None:
         """Return nothing: a scene is passed over where it has nothing of the role."""
 
-    def make(self, cell: StreamCell, row: int, image: Image.Image) -> _Made | None:
+    def said(self, cell: StreamCell, row: int) -> Annotation | None:
+        """Return its annotations, where one is of the role."""
+        assert isinstance(cell, SceneCell)
+        annotation = cell.annotate()
+        there = {self.find(cell.classes[code]) for code in classes_in(annotation)}
+        return annotation if there & self.own else None
+
+    def make(self, cell: StreamCell, said: Annotation, image: Image.Image) -> _Made | None:
         """Return the scene at the model's size."""
         assert isinstance(cell, SceneCell)
         rows = [self.find(name) for name in cell.classes]
         lookup = np.asarray([*rows, IGNORE, self.rows.background], np.int16)  # as `Rows.lookup`
         scene, arrays = fit_scene(
-            image, cell.annotate(), lambda: cell.image, self.fitter, lookup, self.own, cell.name
+            image, said, lambda: cell.image, self.fitter, lookup, self.own, cell.name
         )
         return _Made(scene, arrays) if scene.own else None
 

@@ -32,7 +32,14 @@ class Maker(Protocol):
     def unknown(self, cell: StreamCell) -> str | int | None:
         """Return the class of an image that is UNKNOWN; None: it has none."""
 
-    def make(self, cell: StreamCell, row: int, image: Image.Image) -> Any:
+    def said(self, cell: StreamCell, row: int) -> Any:
+        """Return what is said of an image, before it is decoded; None: nothing of the role.
+
+        Raises:
+            BadImageError: its annotations cannot be used.
+        """
+
+    def make(self, cell: StreamCell, said: Any, image: Image.Image) -> Any:
         """Return a decoded image as a training image; None: it has nothing of the role.
 
         Raises:
@@ -63,8 +70,12 @@ class WholeMaker:
         assert isinstance(cell, Cell)
         return cell.label
 
+    def said(self, cell: StreamCell, row: int) -> int:
+        """Return the row of its class."""
+        return row
+
     def make(
-        self, cell: StreamCell, row: int, image: Image.Image
+        self, cell: StreamCell, said: int, image: Image.Image
     ) -> tuple[NDArray[Any], int] | None:
         """Return the fitted image with the row of its class."""
         fitted = fit(image, self.fitter, lambda: cell.name)
@@ -74,7 +85,7 @@ class WholeMaker:
                 f"the processor gives it the shape {fitted.shape}, the first image "
                 f"{self.example.shape}",
             )
-        return fitted, row
+        return fitted, said
 
     def together(self, made: Sequence[tuple[NDArray[Any], int]]) -> ImageSet:
         """Return them as one set."""

@@ -287,7 +287,7 @@ class Reader:
             if not made and buffer.place.start.epoch > epoch + 1:
                 raise UserError(
                     f"{self.images.shards.where}: all its images of the role are in a test or "
-                    "validation split or cannot be decoded; add images"
+                    "validation split, cannot be decoded, or show nothing of the role; add images"
                 )
         images = self.images.maker.together(made)
         return Drawn(images, buffer.place, replace(buffer.passed))
@@ -296,10 +296,13 @@ class Reader:
         """Return a training image, _HELD, what is wrong with it, or None: nothing of the role."""
         cell, row = found
         try:
+            said = self.images.maker.said(cell, row)
+            if said is None:
+                return None
             source = cell.image
             image = decode(source, name=str(source) if isinstance(source, Path) else cell.name)
             if content_hash(image) in self.images.held:
                 return _HELD
-            return self.images.maker.make(cell, row, image)
+            return self.images.maker.make(cell, said, image)
         except BadImageError as error:
             return error

@@ -19,7 +19,7 @@ from kswap.data.cells import CellKind, StreamCell
 from kswap.data.text import one_line
 from kswap.errors import UserError
 
-_MAX_TEXT_BYTES = 1 << 20
+_MAX_TEXT_BYTES = 1 << 24
 """Of a member that is no picture: larger ones are not read."""
 
 
