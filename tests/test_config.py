@@ -187,6 +187,11 @@ def test_merge_replaces_lists_and_leaves_its_arguments_alone():
             "model: a\n\nlearn:\n  data: a\n  fraction: 1\n\n  data: b",
             "key 'data' stands twice, in line 4 and in line 7",
         ),
+        (
+            "model: a\nlearn: &a {data: a}\nretain:\n  <<: *a\n  fraction: 1\n  fraction: 1",
+            "key 'fraction' stands twice, in line 5 and in line 6",
+        ),
+        ("learn: {<<: 3}", "not valid YAML"),
         ("? [a]\n: b", "not valid YAML"),
         ("model: !!bool x", "not valid YAML"),
         ("model: !!python/object/apply:os.system ['true']", "not valid YAML"),
@@ -216,6 +221,26 @@ def test_yaml_numbers_without_a_dot_are_numbers(tmp_path):
     path = tmp_path / "swap.yaml"
     path.write_text(json.dumps(MINIMAL)[:-1] + ", stages: {learn: {optimiser: {lr: 1e-3}}}}")
     assert SwapConfig.from_yaml(path).stages.learn.optimiser.lr == 1e-3
+
+
+MERGED = """
+model: m
+learn: &shared {data: a, fraction: 0.5}
+forget: &red
+  <<: *shared
+  data: b
+  classes: [red]
+retain: {<<: [*red, {labels: complete}], classes: null}
+"""
+
+
+def test_yaml_merge_keys_lie_under_a_mappings_own(tmp_path):
+    (tmp_path / "swap.yaml").write_text(MERGED)
+    config = SwapConfig.from_yaml(tmp_path / "swap.yaml")
+    found = [getattr(config, role) for role in ("learn", "forget", "retain")]
+    assert [(one.data, one.fraction) for one in found] == [("a", 0.5), ("b", 0.5), ("b", 0.5)]
+    assert [one.classes for one in found] == [None, ("red",), None]
+    assert found[2].labels == "complete"
 
 
 def test_schema_documents_every_field():
