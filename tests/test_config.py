@@ -84,6 +84,27 @@ def test_config_is_frozen():
             "stages.learn.optimizer: unknown key; closest: 'optimiser'",
         ),
         ({"learn": {"dat": "x"}}, "learn.dat: unknown key; closest: 'data'"),
+        (
+            {"stages": {"learn": {"terms": {"learn": {"wieght": 1}}}}},
+            "stages.learn.terms.learn.wieght: unknown key; closest: 'weight'",
+        ),
+        (
+            {"stages": {"learn": {"streams": {"learn": {"batchsize": 1}}}}},
+            "stages.learn.streams.learn.batchsize: unknown key; closest: 'batch_size'",
+        ),
+        (
+            {"learn": {"data": {"train": "a", "tset": "b"}}},
+            "learn.data.tset: unknown key; closest: 'test'",
+        ),
+        (
+            {"learn": {"data": {"train": {"images": "a", "anotations": "b", "annotations": "b"}}}},
+            "learn.data.train.anotations: unknown key; closest: 'annotations'",
+        ),
+        (
+            {"stages": {"learn": {"terms": {"forgt": {"weight": 0}}}}},
+            "stages.learn.terms.forgt.roles: is missing; add it (see `kswap schema`), or name one "
+            "that is there: learn, retain, keep, forget (and 1 more)",
+        ),
         ({"order": "LXF"}, "order: 'LXF' is not allowed: an order is one or more of L"),
         ({"order": ""}, "order: '' is not allowed: an order is one or more of L"),
         ({"order": None}, "order: None is not allowed"),
