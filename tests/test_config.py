@@ -154,7 +154,8 @@ def test_config_is_frozen():
         ({"learn": {"data": "a", "class_names": {-1: "fox"}}}, "-1 is no value of a mask and no"),
         ({"stages": 3}, "stages: 3 is not allowed"),
         ({"training": {"precision": "int8"}}, "training.precision: 'int8' is not allowed"),
-        ({"model": 3}, "model: 3 is not allowed"),
+        ({"model": 3}, "model: 3 is not allowed: this is a text: put numbers, dates, yes, no,"),
+        ({"learn": {"data": "a", "image_column": 1}}, "image_column: 1 is not allowed: this is a"),
         ({"model": None}, "model: None is not allowed"),
     ],
 )
@@ -189,6 +190,22 @@ def test_overrides_are_read_as_yaml():
         "e": None,
         "order": "FL",
     }
+
+
+@pytest.mark.parametrize("path", ["2024", "1e3", "no", "~", "2024-01-01", "a #1", "#1", "&x", "!a"])
+@pytest.mark.parametrize("key", ["model", "output", "learn.data", "learn.data.test"])
+def test_a_path_on_the_command_line_is_taken_as_it_is(key, path):
+    for words in ([f"--{key}", path], [f"--{key}={path}"]):
+        found = parse_overrides(words)
+        for part in key.split("."):
+            found = found[part]
+        assert found == path
+
+
+def test_a_split_on_the_command_line_can_be_taken_away_and_data_be_a_mapping():
+    words = ["--learn.data.test", "null", "--retain.data", "{train: a}"]
+    expected = {"learn": {"data": {"test": None}}, "retain": {"data": {"train": "a"}}}
+    assert parse_overrides(words) == expected
 
 
 def test_merge_replaces_lists_and_leaves_its_arguments_alone():

@@ -12,6 +12,7 @@ import yaml
 
 from kswap.errors import UserError
 
+_DATA_PATH = re.compile(r"(learn|forget|retain)\.data(\.\w+)*")
 MISCAST = (ValueError, AttributeError, LookupError)
 """What PyYAML raises for a tag whose text does not fit it, such as !!timestamp x or !!bool x."""
 
@@ -111,8 +112,9 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
             parsed = yaml.load(value, Loader=_Loader)
         except (yaml.YAMLError, RecursionError, *MISCAST):
             parsed = value
-        if key in ("order", "model", "output"):
-            parsed = value  # never a number or a boolean
+        of_data = _DATA_PATH.fullmatch(key) and not isinstance(parsed, dict | list)
+        if key in ("order", "model", "output") or (of_data and value != "null"):
+            parsed = value  # never a number, a boolean or cut off at a #
         here: dict[str, Any] = overrides
         *path, last = key.split(".")
         for part in path:
