@@ -22,6 +22,7 @@ import kswap
 from kswap.cli import main
 from kswap.report.card import card
 from kswap.report.page import draw_report
+from kswap.report.table import rows, show
 
 VOID = {"meta", "link", "img", "br", "hr", "input", "line", "circle", "polyline"}
 
@@ -316,6 +317,16 @@ def test_audits_on_a_terminal_turn_nothing_round(tmp_path, capsys):
 
 
 # -------------------------------------------------------------------------------------- model card
+@pytest.mark.parametrize("columns", ["0", "1", "20", "80"])
+def test_a_narrow_terminal_leaves_no_digit_out(tmp_path, capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    results = json.loads((write_run(tmp_path, "classification") / "results.json").read_text())
+    show(results)
+    lines = capsys.readouterr().out.splitlines()
+    for cells in rows(results):
+        assert any(all(cell in line for cell in cells) for line in lines)
+
+
 def test_the_card_is_one_of_the_hub(drawn):
     text = (drawn.parent / "README.md").read_text()
     metadata = RepoCard(text).data.to_dict()
