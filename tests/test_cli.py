@@ -381,6 +381,22 @@ def test_a_bug_is_status_1_with_a_traceback(monkeypatch, capsys):
     assert "RuntimeError: oops" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["schema"], "interrupted; nothing is half-written, give the same command again"),
+        (["run", "swap.yaml"], "interrupted; the same command goes on from the last checkpoint"),
+    ],
+)
+def test_ctrl_c_says_what_the_same_command_does(monkeypatch, capsys, words, said):
+    def stopped(*words):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"kswap.cli._{words[0]}", stopped)
+    assert main(words) == 130
+    assert capsys.readouterr().err == f"kswap: {said}\n"
+
+
 # ------------------------------------------------------------------------------------- good input
 def test_run_evaluate_predict_export(values, tmp_path, capsys, old_images, new_images):
     assert main(run(values, tmp_path, "--seed", "3")) == 0
