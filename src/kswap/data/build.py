@@ -76,6 +76,7 @@ def build_data(
         if given is not None or in_memory.get(role) is not None:
             settings[role] = given or SourceConfig()
     unused = _drop_unlearned(config.order, settings)
+    given_roles = tuple(role for role in settings if in_memory.get(role) is not None)
     streaming = [role for role, one in settings.items() if one.streaming]
     if task != "classification":
         if streaming:
@@ -97,7 +98,7 @@ def build_data(
             cache_dir=cache_dir,
             on_progress=on_progress,
         )
-        return replace(scenes, notes=(*unused, *scenes.notes))
+        return replace(scenes, notes=(*unused, *scenes.notes), in_memory=given_roles)
     sources: dict[Role, Source] = {}
     shards: dict[Role, Shards] = {}
     for role, one in settings.items():
@@ -155,6 +156,7 @@ def build_data(
         pixels=fitter.pixels,
         notes=tuple(dict.fromkeys(one_line(note, 2000) for note in every_note)),
         streamed=streamed,
+        in_memory=given_roles,
     )
 
 

@@ -76,6 +76,7 @@ def save(
             for role, splits in state.data.sets.items()
         },
         **({"streamed": sorted(state.data.streamed)} if state.data.streamed else {}),
+        **({"in_memory": list(state.data.in_memory)} if state.data.in_memory else {}),
         "base": {
             "model": state.loaded.source,
             "digest": state.base_digest,
