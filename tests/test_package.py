@@ -1,7 +1,9 @@
-"""What is handed out: the source archive has the package and its papers, and nothing by halves."""
+"""What is handed out: the source archive has the package and its papers, and nothing by halves; the
+reference has what is ours."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +11,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 ROOT = Path(__file__).parents[1]
 BUILD = "from setuptools.build_meta import build_sdist; build_sdist('dist')"
@@ -32,3 +35,10 @@ def test_the_source_archive_has_no_part_of_the_tests(tmp_path):
         names = {name.partition("/")[2] for name in opened.getnames()}
     assert names >= KEPT
     assert not [name for name in names if name.startswith("tests")]
+
+
+def test_the_reference_has_no_member_that_pydantic_adds():
+    page = (ROOT / "docs/reference.md").read_text()
+    members = re.findall(r"^### SwapConfig\.(\w+)$", page, re.MULTILINE)
+    assert "from_yaml" in members
+    assert not [name for name in members if hasattr(BaseModel, name)]
