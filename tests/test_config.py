@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from kswap.config import SwapConfig, json_schema
 from kswap.errors import UserError
 from kswap.presets import PRESETS
+from kswap.run_folder import RunFolder, write_config
 from kswap.yaml_text import merge, parse_overrides, read_yaml
 
 MINIMAL = {
@@ -299,6 +301,27 @@ def test_schema_accepts_what_users_write():
     jsonschema.validate(MINIMAL, json_schema())
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({**MINIMAL, "ordr": "LF"}, json_schema())
+
+
+@pytest.mark.parametrize("layers", ["head", 0.5, ["head", 1.0], 0, "x", ["x"], [1.5]])
+def test_schema_and_program_agree_on_layers(layers):
+    jsonschema = pytest.importorskip("jsonschema")
+    values = {**MINIMAL, "stages": {"learn": {"terms": {"learn": {"layers": layers}}}}}
+    valid = jsonschema.Draft202012Validator(json_schema()).is_valid(values)
+    try:
+        SwapConfig.from_mapping(values)
+    except UserError:
+        assert not valid
+    else:
+        assert valid
+
+
+def test_schema_accepts_the_config_that_a_run_leaves(tmp_path):
+    jsonschema = pytest.importorskip("jsonschema")
+    folder = RunFolder(tmp_path)
+    write_config(folder, SwapConfig.from_mapping(MINIMAL), {"kswap": "0.1.0"})
+    jsonschema.validate(yaml.safe_load(folder.config.read_text()), json_schema())
+    assert SwapConfig.from_yaml(folder.config) == SwapConfig.from_mapping(MINIMAL)
 
 
 @pytest.mark.parametrize(

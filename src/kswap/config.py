@@ -291,11 +291,15 @@ def _fields_at(loc: tuple[int | str, ...]) -> list[str]:
     return list(getattr(model, "model_fields", ()))
 
 
+_ENVIRONMENT = "What RUN/config.yaml says of versions and commits; not read."
+
+
 def json_schema() -> dict[str, Any]:
     """JSON Schema of a YAML config as a user writes it: what a preset supplies is not required."""
     schema = SwapConfig.model_json_schema()
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["required"] = ["model"]
+    schema["properties"]["environment"] = {"type": "object", "description": _ENVIRONMENT}
     for name in ("StageConfig", "StagesConfig", "StreamConfig", "TermConfig"):
         schema["$defs"][name].pop("required", None)
     schema["properties"]["stages"]["default"] = PRESETS["default"]["classification"]["stages"]
