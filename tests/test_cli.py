@@ -325,7 +325,11 @@ def test_bad_input_is_one_line_and_leaves_nothing(values, tmp_path, capsys, spoi
         (["--training.precision", "fp16", "--training.device", "cpu"], "'fp16' cannot be computed"),
         (["--training.device", "cuda"], "'cuda' is not there"),
         (["--training.trackers", "[wandb]"], "'wandb' is not installed"),
-        (["second.yaml"], "second.yaml"),
+        (["second.yaml"], "unrecognized: second.yaml; see `kswap run --help`"),
+        (
+            ["--forget.classes", "red", "green"],
+            "unrecognized: green; a list is one word, such as '[red, green]'; see `kswap run --he",
+        ),
     ],
 )
 def test_bad_overrides(values, tmp_path, capsys, words, named):
@@ -351,6 +355,7 @@ def test_bad_images_can_be_skipped_and_are_listed(values, tmp_path, capsys):
         (["run", "none.yaml"], "none.yaml: there is no such file"),
         (["demo", "poetry"], "poetry"),
         (["evaluate", "none"], "none: is not a run folder"),
+        (["evaluate", "none", "--seed", "1"], "unrecognized: --seed 1; see `kswap evaluate --h"),
         (["export", "none", "--to", "x"], "none"),
         (["export", "none"], "--to"),
         (["predict", "none", "x.png"], "x.png: there is no such file"),

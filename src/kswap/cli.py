@@ -261,7 +261,10 @@ def _dispatch(words: list[str]) -> int:
     command("schema", "print the JSON Schema of the config")
 
     words, overrides = _split_overrides(words)
-    arguments = parser.parse_args(words)
+    arguments, unknown = parser.parse_known_args(words)
+    if unknown:
+        lists = "; a list is one word, such as '[red, green]'" if overrides else ""
+        options[arguments.command].error(f"unrecognized: {' '.join(unknown)}{lists}")
     actions: dict[str, Callable[[argparse.Namespace, list[str]], None]] = {
         "run": _run,
         "demo": _demo,
