@@ -155,6 +155,14 @@ def test_config_is_frozen():
         ({"learn": {"data": "a", "class_names": [1, 2]}}, "write a mapping of numbers to names"),
         ({"learn": {"data": "a", "class_names": {-1: "fox"}}}, "-1 is no value of a mask and no"),
         ({"stages": 3}, "stages: 3 is not allowed"),
+        (
+            {"stages": {"learn": {"anchor": "here"}}},
+            "stages.learn: anchor 'here' is no stream of this stage; take one of learn, retain",
+        ),
+        (
+            {"learn": {"data": "a", "shuffle_buffer": 3}},
+            "learn: shuffle_buffer is of a source that streams; add streaming: true, or leave it",
+        ),
         ({"training": {"precision": "int8"}}, "training.precision: 'int8' is not allowed"),
         ({"model": 3}, "model: 3 is not allowed: this is a text: put numbers, dates, yes, no,"),
         ({"learn": {"data": "a", "image_column": 1}}, "image_column: 1 is not allowed: this is a"),

@@ -259,6 +259,8 @@ def describe(error: ValidationError, preset: Mapping[str, Any]) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if not where:
         return f"{message}{more}"
+    if problem["type"] == "value_error" and _fields_at(problem["loc"]):
+        return f"{where}: {message}{more}"  # a section's own rules name the value in it
     if problem["type"] == "string_type" and not isinstance(problem["input"], list | dict | None):
         message = "this is a text: put numbers, dates, yes, no, true and false in quotes"
     message = next((rule for key, rule in _RULES.items() if re.fullmatch(key, where)), message)
