@@ -359,6 +359,15 @@ def test_only_a_hub_id_is_the_base_model_and_no_path_is_told(tmp_path, model, na
     assert "Not audited yet: run `kswap audit RUN`" in text
 
 
+def test_a_licence_that_the_hub_does_not_know_is_named(tmp_path):
+    write_run(tmp_path, "classification")
+    results = json.loads((tmp_path / "results.json").read_text())
+    said = {"license": "other", "license_name": "own", "license_link": "https://a.example/b"}
+    results["base"] = {"model": "hub/base", **said}
+    metadata = RepoCard(card(results)).data.to_dict()
+    assert {key: metadata[key] for key in said} == said
+
+
 @pytest.mark.parametrize(
     ("model", "name"),
     [

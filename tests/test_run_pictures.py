@@ -173,17 +173,25 @@ def test_a_drawing_that_fails_is_told_and_costs_no_result(tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("card", "found"),
     [
-        ("---\nlicense: mit\n---\ntext", "mit"),
-        ("---\nlicense: [a, b]\n---\n", None),
-        ("---\ntags: x\n---\n", None),
-        ("---\n: [\n---\n", None),
-        ("no metadata", None),
-        (None, None),
+        ("---\nlicense: mit\n---\ntext", {"license": "mit"}),
+        (
+            "---\nlicense: other\nlicense_name: own\nlicense_link: https://a.example\n---\n",
+            {"license": "other", "license_name": "own", "license_link": "https://a.example"},
+        ),
+        (
+            "---\nlicense: other\nlicense_name: own\nlicense_link: LICENSE.md\n---\n",
+            {"license": "other", "license_name": "own"},
+        ),
+        ("---\nlicense: [a, b]\n---\n", {}),
+        ("---\ntags: x\n---\n", {}),
+        ("---\n: [\n---\n", {}),
+        ("no metadata", {}),
+        (None, {}),
     ],
 )
 def test_the_licence_is_that_of_the_bases_card(tmp_path, card, found):
     if card is not None:
         (tmp_path / "README.md").write_text(card)
     assert license_of(str(tmp_path)) == found
-    assert license_of("ViTForImageClassification in memory") is None
-    assert license_of("nobody/nothing") is None
+    assert license_of("ViTForImageClassification in memory") == {}
+    assert license_of("nobody/nothing") == {}

@@ -80,7 +80,8 @@ def save(
         "base": {
             "model": state.loaded.source,
             "digest": state.base_digest,
-            "license": license_of(state.loaded.source),
+            "license": None,
+            **license_of(state.loaded.source),
             "weights": state.config.training.base_weights,
             "forgotten": sorted(state.loaded.forgotten),
         },
