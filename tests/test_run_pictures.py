@@ -193,5 +193,9 @@ def test_the_licence_is_that_of_the_bases_card(tmp_path, card, found):
     if card is not None:
         (tmp_path / "README.md").write_text(card)
     assert license_of(str(tmp_path)) == found
+    (tmp_path / "model").mkdir()
+    assert license_of(str(tmp_path / "model")) == {}  # any folder of that name
+    (tmp_path / "results.json").touch()
+    assert license_of(str(tmp_path / "model")) == found  # of a run, whose card lies beside it
     assert license_of("ViTForImageClassification in memory") == {}
     assert license_of("nobody/nothing") == {}

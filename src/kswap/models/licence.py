@@ -37,7 +37,8 @@ def license_of(name_or_path: str) -> dict[str, str]:
 def _card(name_or_path: str) -> str | None:
     folder = Path(name_or_path)
     if folder.is_dir():
-        path = folder / "README.md"
+        of_run = folder.name == "model" and (folder.parent / "results.json").is_file()
+        path = (folder.parent if of_run else folder) / "README.md"
     else:
         try:
             cached = try_to_load_from_cache(name_or_path, "README.md")
