@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +14,11 @@ from PIL import Image
 from tiny_runs import NEW, SCRIPT, TASKS, tiny_run
 
 import kswap
+from kswap import predicting
 from kswap.arrays import NOTHING, read_arrays
 from kswap.cli import main
 from kswap.config import SwapConfig
+from kswap.data import read_image
 from kswap.models.licence import license_of
 from kswap.report.figures import draw_figures
 
@@ -112,6 +115,21 @@ def test_predict_answers_nothing_where_a_later_file_is_no_image(finished, tmp_pa
     assert "y.png" in said.err
     assert said.out == ""
     assert not to.parent.exists()
+
+
+@pytest.mark.parametrize(("room", "times"), [(3 * 60 * 90, [1, 2]), (1 << 29, [1, 1])])
+def test_predict_reads_an_image_once_while_there_is_room(
+    finished, tmp_path, capsys, monkeypatch, room, times
+):
+    read: list[Path] = []
+    monkeypatch.setattr(predicting, "_KEPT_BYTES", room)
+    monkeypatch.setattr(predicting, "read_image", lambda p: read.append(p) or read_image(p))
+    images = [tmp_path / "x.png", tmp_path / "y.png"]
+    for path in images:
+        Image.new("RGB", (60, 90)).save(path)
+    assert main(["predict", str(finished.run_dir), *map(str, images)]) == 0
+    assert [read.count(path) for path in images] == times
+    assert len(capsys.readouterr().out.splitlines()) == 2
 
 
 def test_a_full_disk_while_predicting_leaves_no_folder_of_its_own(
