@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from kswap.benching.processes import end
-from kswap.errors import Terminated, UserError
+from kswap.errors import Terminated, UserError, closest
 from kswap.signals import Interrupts
 
 
@@ -21,6 +22,25 @@ class Cost:
 
     processor_s: float
     clock_s: float
+
+
+def positive(text: str) -> int:
+    """Read a number from 1 up, for argparse."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 up")
+    return int(text)
+
+
+def check_known(option: str, given: Iterable[object], known: Iterable[object]) -> None:
+    """Refuse what would choose nothing.
+
+    Raises:
+        UserError: a value of the option is none of those known.
+    """
+    names = [str(one) for one in known]
+    for value in map(str, given):
+        if value not in names:
+            raise UserError(f"{option}: {value!r} is not there; closest: {closest(value, names)}")
 
 
 def stoppable(main: Callable[[], int]) -> int:

@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from commands import stoppable
+from commands import check_known, positive, stoppable
 from records import Records, scores_of
 from swaps import sources
 from tables import CACHE, shown, write_section
@@ -36,7 +36,6 @@ from kswap.benching.audits import audit_arms
 from kswap.benching.execution import Job, make_jobs, run_jobs
 from kswap.benching.processes import in_processes
 from kswap.demo import demo_values, write_demo
-from kswap.errors import UserError
 from kswap.presets import PRESETS
 from kswap.run_folder import read_results
 from kswap.yaml_text import merge
@@ -208,9 +207,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run and audit what is missing, then write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--task", choices=TASKS, default=TASK)
-    parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
+    parser.add_argument("--jobs", type=positive, default=1, help="runs side by side")
     parser.add_argument("--seeds", type=int, nargs="+", choices=SEEDS, default=SEEDS)
-    parser.add_argument("--only", nargs="+", default=METHODS, help="presets")
+    parser.add_argument("--only", nargs="+", help="presets")
     parser.add_argument("--output", type=Path, help="run folders (default: in the cache folder)")
     parser.add_argument("--table", action="store_true", help="only write the table")
     arguments = parser.parse_args(argv)
@@ -219,35 +218,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = (arguments.output or CACHE / name).expanduser().resolve()
     own = CACHE / "reference" if task == "cifar10" else None
     failures: list[str] = []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if task != "cifar10":
-            write_demo(task, folder / "demo")
-        arms = [arm_of(preset) for preset in (METHODS if task == TASK else OTHER_METHODS)]
-        every = make_jobs(
-            lambda arm: values(arm, folder / "demo", task), arms, SEEDS, folder / "runs"
+    presets = METHODS if task == TASK else OTHER_METHODS
+    only = arguments.only or presets
+    check_known("--only", only, presets)
+    folder.mkdir(parents=True, exist_ok=True)
+    if task != "cifar10":
+        write_demo(task, folder / "demo")
+    arms = [arm_of(preset) for preset in presets]
+    every = make_jobs(lambda arm: values(arm, folder / "demo", task), arms, SEEDS, folder / "runs")
+    records = Records(name, folder)
+    chosen = [job for job in every if job.arm.preset in only and job.seed in arguments.seeds]
+    for seed in () if arguments.table else arguments.seeds:
+        missing = records.missing([job for job in chosen if job.seed == seed])
+        failures += run_seed(
+            missing,
+            folder,
+            records,
+            num_jobs=arguments.jobs,
+            reference=own or folder / "demo-reference",
         )
-        records = Records(name, folder)
-        chosen = [
-            job for job in every if job.arm.preset in arguments.only and job.seed in arguments.seeds
-        ]
-        for seed in () if arguments.table else arguments.seeds:
-            missing = records.missing([job for job in chosen if job.seed == seed])
-            failures += run_seed(
-                missing,
-                folder,
-                records,
-                num_jobs=arguments.jobs,
-                reference=own or folder / "demo-reference",
-            )
-        found = records.found(every)
-        if found:
-            yardsticks = records.yardsticks(every, own)
-            text = f"{methods_table(found, yardsticks)}\n\n{table.describe(yardsticks)}"
-            write_section(name.replace("-", " "), text)
-    except UserError as error:
-        print(f"methods: error: {error}", file=sys.stderr)
-        return 2
+    found = records.found(every)
+    if found:
+        yardsticks = records.yardsticks(every, own)
+        text = f"{methods_table(found, yardsticks)}\n\n{table.describe(yardsticks)}"
+        write_section(name.replace("-", " "), text)
     print("\n".join(failures))
     return 1 if failures else 0
 

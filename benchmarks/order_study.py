@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from commands import stoppable
+from commands import check_known, positive, stoppable
 from records import Records
 from tables import CACHE, section, write_section
 
@@ -111,41 +111,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--study", type=Path, default=STUDY, help="what is compared")
     parser.add_argument(
-        "--jobs", type=int, default=1, help="runs side by side; the cores are shared out"
+        "--jobs", type=positive, default=1, help="runs side by side; the cores are shared out"
     )
     parser.add_argument("--seeds", type=int, nargs="+", help="default: those of the study")
     parser.add_argument("--only", nargs="+", help="arms such as LF or FL-no-forget-term")
     parser.add_argument("--output", type=Path, default=CACHE / "order-study", help="run folders")
     parser.add_argument("--table", action="store_true", help="only write the section")
     arguments = parser.parse_args(argv)
-    try:
-        study = read_study(arguments.study)
-        folder = arguments.output.expanduser().resolve()
-        every = study_jobs(study, folder, study["seeds"])
-        records = Records(arguments.study.stem, folder)
-        names = [f"{study['preset']}-{name}" for name in arguments.only or ()]
-        seeds = arguments.seeds or study["seeds"]
-        chosen = [j for j in every if j.seed in seeds and (not names or j.arm.name in names)]
-        failures: list[str] = []
+    study = read_study(arguments.study)
+    folder = arguments.output.expanduser().resolve()
+    every = study_jobs(study, folder, study["seeds"])
+    records = Records(arguments.study.stem, folder)
+    names = [f"{study['preset']}-{name}" for name in arguments.only or ()]
+    seeds = arguments.seeds or study["seeds"]
+    check_known("--only", names, {job.arm.name for job in every})
+    check_known("--seeds", seeds, study["seeds"])
+    chosen = [j for j in every if j.seed in seeds and (not names or j.arm.name in names)]
+    failures: list[str] = []
 
-        def ended(job: Job, problem: str) -> None:
-            print(job.name, problem or "done", flush=True)
-            if not problem:
+    def ended(job: Job, problem: str) -> None:
+        print(job.name, problem or "done", flush=True)
+        if not problem:
+            records.add(job)
+
+    if not arguments.table:
+        missing = records.missing(chosen)
+        check_runs(missing)  # before a record is made of one
+        for job in missing:
+            if job.results_path.exists():
                 records.add(job)
-
-        if not arguments.table:
-            missing = records.missing(chosen)
-            check_runs(missing)  # before a record is made of one
-            for job in missing:
-                if job.results_path.exists():
-                    records.add(job)
-            failures = run_jobs(
-                missing, folder / "configs", run_all=in_processes(arguments.jobs), on_end=ended
-            )
-        write_study(study, every, records, timed=arguments.jobs == 1)
-    except UserError as error:
-        print(f"order_study: error: {error}", file=sys.stderr)
-        return 2
+        failures = run_jobs(
+            missing, folder / "configs", run_all=in_processes(arguments.jobs), on_end=ended
+        )
+    write_study(study, every, records, timed=arguments.jobs == 1)
     print("\n".join(failures))
     return 1 if failures else 0
 

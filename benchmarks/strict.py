@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from commands import measured, stoppable
+from commands import measured, positive, stoppable
 from numpy.typing import NDArray
 from tables import CACHE, shown, write_section
 
@@ -177,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--preset", default="deep")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
-    parser.add_argument("--jobs", type=int, default=1, help="models made side by side")
+    parser.add_argument("--jobs", type=positive, default=1, help="models made side by side")
     parser.add_argument("--table", action="store_true", help="only write the section")
     parser.add_argument("--control", action="store_true", help="ask A4 of what never saw them")
     arguments = parser.parse_args(argv)

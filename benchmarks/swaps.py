@@ -14,16 +14,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from commands import stoppable
+from commands import check_known, positive, stoppable
 from tables import CACHE, section, write_section
 
 from kswap.benching import references, table
 from kswap.benching.arms import Arm, make_arms
-from kswap.benching.execution import Job, finished, make_jobs, run_jobs
+from kswap.benching.execution import Job, check_runs, finished, make_jobs, run_jobs
 from kswap.benching.processes import in_processes
 from kswap.demo import demo_values, write_demo
 from kswap.yaml_text import merge
@@ -105,17 +105,17 @@ def write_table(task: str, jobs: list[Job]) -> None:
     write_section(task, section(found, yardsticks, timed=False))
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run what is missing, then write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("task", choices=SEEDED)
     parser.add_argument(
-        "--jobs", type=int, default=1, help="runs side by side; the cores are shared out"
+        "--jobs", type=positive, default=1, help="runs side by side; the cores are shared out"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", help="names such as default-LF")
     parser.add_argument("--table", action="store_true", help="only write the table")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     task, folder = arguments.task, run_folders(arguments.task)
     if task != "classification":
         folder.mkdir(parents=True, exist_ok=True)
@@ -128,6 +128,8 @@ def main() -> int:
         *make_jobs(values, SEEDED[task], arguments.seeds, folder),
         *make_jobs(values, ONCE.get(task, ()), arguments.seeds[:1], folder),
     ]
+    check_known("--only", arguments.only or (), {job.arm.name for job in jobs})
+    check_runs(jobs)  # all that the table is made of, also where nothing runs
     failures: list[str] = []
     if not arguments.table:
         wanted = [job for job in jobs if not arguments.only or job.arm.name in arguments.only]

@@ -133,6 +133,8 @@ def reference_page() -> str:
             for member, function in vars(value).items():
                 if member.startswith("_") or not inspect.getdoc(function):
                     continue
+                if hasattr(BaseModel, member):  # what pydantic adds to the class
+                    continue
                 if isinstance(function, classmethod | property) or inspect.isfunction(function):
                     parts.append(
                         f"### {name}.{member}\n\n```text\n{inspect.getdoc(function)}\n```\n"

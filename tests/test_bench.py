@@ -429,6 +429,19 @@ def test_bad_input_is_one_line_and_nothing_runs(extra, named, values, tmp_path, 
     assert not output.exists()
 
 
+@pytest.mark.parametrize(
+    ("suite", "said"),
+    [
+        ("clasification", "no such file; name a YAML config, or classification, segmentation or"),
+        ("x" * 5000, "cannot be read"),
+    ],
+)
+def test_a_suite_that_is_not_there_is_one_line(suite, said, tmp_path, capsys):
+    assert main(["bench", suite, "--output", str(tmp_path / "bench")]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert said in line
+
+
 def test_a_run_that_fails_is_named(values, tmp_path, capsys):
     values["learn"]["classes"] = ["yelow"]
     path = tmp_path / "swap.yaml"

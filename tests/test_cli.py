@@ -325,7 +325,11 @@ def test_bad_input_is_one_line_and_leaves_nothing(values, tmp_path, capsys, spoi
         (["--training.precision", "fp16", "--training.device", "cpu"], "'fp16' cannot be computed"),
         (["--training.device", "cuda"], "'cuda' is not there"),
         (["--training.trackers", "[wandb]"], "'wandb' is not installed"),
-        (["second.yaml"], "second.yaml"),
+        (["second.yaml"], "unrecognized: second.yaml; see `kswap run --help`"),
+        (
+            ["--forget.classes", "red", "green"],
+            "unrecognized: green; a list is one word, such as '[red, green]'; see `kswap run --he",
+        ),
     ],
 )
 def test_bad_overrides(values, tmp_path, capsys, words, named):
@@ -351,6 +355,7 @@ def test_bad_images_can_be_skipped_and_are_listed(values, tmp_path, capsys):
         (["run", "none.yaml"], "none.yaml: there is no such file"),
         (["demo", "poetry"], "poetry"),
         (["evaluate", "none"], "none: is not a run folder"),
+        (["evaluate", "none", "--seed", "1"], "unrecognized: --seed 1; see `kswap evaluate --h"),
         (["export", "none", "--to", "x"], "none"),
         (["export", "none"], "--to"),
         (["predict", "none", "x.png"], "x.png: there is no such file"),
@@ -379,6 +384,22 @@ def test_a_bug_is_status_1_with_a_traceback(monkeypatch, capsys):
     monkeypatch.setattr("kswap.cli._schema", bug)
     assert main(["schema"]) == 1
     assert "RuntimeError: oops" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["schema"], "interrupted; nothing is half-written, give the same command again"),
+        (["run", "swap.yaml"], "interrupted; the same command goes on from the last checkpoint"),
+    ],
+)
+def test_ctrl_c_says_what_the_same_command_does(monkeypatch, capsys, words, said):
+    def stopped(*words):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"kswap.cli._{words[0]}", stopped)
+    assert main(words) == 130
+    assert capsys.readouterr().err == f"kswap: {said}\n"
 
 
 # ------------------------------------------------------------------------------------- good input

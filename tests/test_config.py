@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from kswap.config import SwapConfig, json_schema
 from kswap.errors import UserError
 from kswap.presets import PRESETS
+from kswap.run_folder import RunFolder, write_config
 from kswap.yaml_text import merge, parse_overrides, read_yaml
 
 MINIMAL = {
@@ -84,6 +86,27 @@ def test_config_is_frozen():
             "stages.learn.optimizer: unknown key; closest: 'optimiser'",
         ),
         ({"learn": {"dat": "x"}}, "learn.dat: unknown key; closest: 'data'"),
+        (
+            {"stages": {"learn": {"terms": {"learn": {"wieght": 1}}}}},
+            "stages.learn.terms.learn.wieght: unknown key; closest: 'weight'",
+        ),
+        (
+            {"stages": {"learn": {"streams": {"learn": {"batchsize": 1}}}}},
+            "stages.learn.streams.learn.batchsize: unknown key; closest: 'batch_size'",
+        ),
+        (
+            {"learn": {"data": {"train": "a", "tset": "b"}}},
+            "learn.data.tset: unknown key; closest: 'test'",
+        ),
+        (
+            {"learn": {"data": {"train": {"images": "a", "anotations": "b", "annotations": "b"}}}},
+            "learn.data.train.anotations: unknown key; closest: 'annotations'",
+        ),
+        (
+            {"stages": {"learn": {"terms": {"forgt": {"weight": 0}}}}},
+            "stages.learn.terms.forgt.roles: is missing; add it (see `kswap schema`), or name one "
+            "that is there: learn, retain, keep, forget (and 1 more)",
+        ),
         ({"order": "LXF"}, "order: 'LXF' is not allowed: an order is one or more of L"),
         ({"order": ""}, "order: '' is not allowed: an order is one or more of L"),
         ({"order": None}, "order: None is not allowed"),
@@ -132,8 +155,17 @@ def test_config_is_frozen():
         ({"learn": {"data": "a", "class_names": [1, 2]}}, "write a mapping of numbers to names"),
         ({"learn": {"data": "a", "class_names": {-1: "fox"}}}, "-1 is no value of a mask and no"),
         ({"stages": 3}, "stages: 3 is not allowed"),
+        (
+            {"stages": {"learn": {"anchor": "here"}}},
+            "stages.learn: anchor 'here' is no stream of this stage; take one of learn, retain",
+        ),
+        (
+            {"learn": {"data": "a", "shuffle_buffer": 3}},
+            "learn: shuffle_buffer is of a source that streams; add streaming: true, or leave it",
+        ),
         ({"training": {"precision": "int8"}}, "training.precision: 'int8' is not allowed"),
-        ({"model": 3}, "model: 3 is not allowed"),
+        ({"model": 3}, "model: 3 is not allowed: this is a text: put numbers, dates, yes, no,"),
+        ({"learn": {"data": "a", "image_column": 1}}, "image_column: 1 is not allowed: this is a"),
         ({"model": None}, "model: None is not allowed"),
     ],
 )
@@ -170,6 +202,22 @@ def test_overrides_are_read_as_yaml():
     }
 
 
+@pytest.mark.parametrize("path", ["2024", "1e3", "no", "~", "2024-01-01", "a #1", "#1", "&x", "!a"])
+@pytest.mark.parametrize("key", ["model", "output", "learn.data", "learn.data.test"])
+def test_a_path_on_the_command_line_is_taken_as_it_is(key, path):
+    for words in ([f"--{key}", path], [f"--{key}={path}"]):
+        found = parse_overrides(words)
+        for part in key.split("."):
+            found = found[part]
+        assert found == path
+
+
+def test_a_split_on_the_command_line_can_be_taken_away_and_data_be_a_mapping():
+    words = ["--learn.data.test", "null", "--retain.data", "{train: a}"]
+    expected = {"learn": {"data": {"test": None}}, "retain": {"data": {"train": "a"}}}
+    assert parse_overrides(words) == expected
+
+
 def test_merge_replaces_lists_and_leaves_its_arguments_alone():
     base, over = {"a": {"x": [1], "y": 2}}, {"a": {"x": [3]}}
     assert merge(base, over) == {"a": {"x": [3], "y": 2}}
@@ -187,6 +235,11 @@ def test_merge_replaces_lists_and_leaves_its_arguments_alone():
             "model: a\n\nlearn:\n  data: a\n  fraction: 1\n\n  data: b",
             "key 'data' stands twice, in line 4 and in line 7",
         ),
+        (
+            "model: a\nlearn: &a {data: a}\nretain:\n  <<: *a\n  fraction: 1\n  fraction: 1",
+            "key 'fraction' stands twice, in line 5 and in line 6",
+        ),
+        ("learn: {<<: 3}", "not valid YAML"),
         ("? [a]\n: b", "not valid YAML"),
         ("model: !!bool x", "not valid YAML"),
         ("model: !!python/object/apply:os.system ['true']", "not valid YAML"),
@@ -218,6 +271,26 @@ def test_yaml_numbers_without_a_dot_are_numbers(tmp_path):
     assert SwapConfig.from_yaml(path).stages.learn.optimiser.lr == 1e-3
 
 
+MERGED = """
+model: m
+learn: &shared {data: a, fraction: 0.5}
+forget: &red
+  <<: *shared
+  data: b
+  classes: [red]
+retain: {<<: [*red, {labels: complete}], classes: null}
+"""
+
+
+def test_yaml_merge_keys_lie_under_a_mappings_own(tmp_path):
+    (tmp_path / "swap.yaml").write_text(MERGED)
+    config = SwapConfig.from_yaml(tmp_path / "swap.yaml")
+    found = [getattr(config, role) for role in ("learn", "forget", "retain")]
+    assert [(one.data, one.fraction) for one in found] == [("a", 0.5), ("b", 0.5), ("b", 0.5)]
+    assert [one.classes for one in found] == [None, ("red",), None]
+    assert found[2].labels == "complete"
+
+
 def test_schema_documents_every_field():
     schema = json_schema()
     assert schema["required"] == ["model"]
@@ -236,6 +309,27 @@ def test_schema_accepts_what_users_write():
     jsonschema.validate(MINIMAL, json_schema())
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({**MINIMAL, "ordr": "LF"}, json_schema())
+
+
+@pytest.mark.parametrize("layers", ["head", 0.5, ["head", 1.0], 0, "x", ["x"], [1.5]])
+def test_schema_and_program_agree_on_layers(layers):
+    jsonschema = pytest.importorskip("jsonschema")
+    values = {**MINIMAL, "stages": {"learn": {"terms": {"learn": {"layers": layers}}}}}
+    valid = jsonschema.Draft202012Validator(json_schema()).is_valid(values)
+    try:
+        SwapConfig.from_mapping(values)
+    except UserError:
+        assert not valid
+    else:
+        assert valid
+
+
+def test_schema_accepts_the_config_that_a_run_leaves(tmp_path):
+    jsonschema = pytest.importorskip("jsonschema")
+    folder = RunFolder(tmp_path)
+    write_config(folder, SwapConfig.from_mapping(MINIMAL), {"kswap": "0.1.0"})
+    jsonschema.validate(yaml.safe_load(folder.config.read_text()), json_schema())
+    assert SwapConfig.from_yaml(folder.config) == SwapConfig.from_mapping(MINIMAL)
 
 
 @pytest.mark.parametrize(

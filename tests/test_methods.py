@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
 import pytest
 
+from kswap.config import resolve
+from kswap.errors import UserError
 from kswap.plan import plan
 from kswap.presets import PRESETS
+from kswap.run_folder import RunFolder, write_config
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -107,3 +111,40 @@ def test_a_row_counts_what_fails_as_the_audits_do(methods):
     assert audited.endswith("| 1/1 1/1 0/1 | 1.0 | 80.0 | 0.25 | 1.0 | 60.0 (50.0) | 70.0 (50.0) |")
     assert bare.startswith("| `b-c` |")
     assert bare.count("not audited") == 7
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--only", "defualt"], "--only: 'defualt' is not there; closest: 'default'"),
+        (["--task", "detection", "--only", "scrub"], "--only: 'scrub' is not there"),
+    ],
+)
+def test_what_would_choose_nothing_is_refused(words, said, methods, tmp_path):
+    with pytest.raises(UserError, match=said):
+        methods.main([*words, "--output", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "two"])
+def test_jobs_are_from_one_up(number, methods, capsys):
+    with pytest.raises(SystemExit):
+        methods.main(["--jobs", number])
+    assert f"argument --jobs: {number!r} is no number from 1 up" in capsys.readouterr().err
+
+
+def test_the_table_of_swaps_is_not_made_of_runs_of_another_config(methods, monkeypatch, tmp_path):
+    import swaps
+
+    monkeypatch.setattr(swaps, "CACHE", tmp_path)
+    monkeypatch.setattr(swaps, "write_table", lambda task, jobs: pytest.fail("was written"))
+    with pytest.raises(UserError, match="--only: 'default-LX' is not there"):
+        swaps.main(["classification", "--table", "--only", "default-LX"])
+    arm = swaps.SEEDED["classification"][0]
+    output = tmp_path / "runs" / f"{arm.name}-0"
+    kept = arm.config(swaps.sources("classification", arm.preset), seed=7, output=str(output))
+    output.mkdir(parents=True)
+    write_config(RunFolder(output), resolve(kept.for_task("classification")), {})
+    (output / "results.json").write_text(json.dumps({}))
+    with pytest.raises(UserError, match="another config: seed was 7, now 0"):
+        swaps.main(["classification", "--table"])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
 from kswap.config import resolve
+from kswap.errors import UserError
 from kswap.run_folder import RunFolder, write_config
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -92,7 +94,7 @@ def test_a_tiny_study_goes_on_and_writes_its_section(study, tiny, page, tmp_path
     assert page.read_text().count("default-J") == text.count("default-J")
 
 
-def test_no_record_is_made_of_a_run_of_another_config(study, tiny, tmp_path, capsys):
+def test_no_record_is_made_of_a_run_of_another_config(study, tiny, tmp_path):
     folder = tmp_path / "study"
     chosen = study.read_study(tiny)
     (job, *_) = study.study_jobs({**chosen, "steps": {"learn": 9, "forget": 9}}, folder, [0])
@@ -100,9 +102,8 @@ def test_no_record_is_made_of_a_run_of_another_config(study, tiny, tmp_path, cap
     kept = resolve(job.config.for_task("classification"))
     write_config(RunFolder(job.config.output), kept, {})
     job.results_path.write_text("{}")
-    assert study.main(["--study", str(tiny), "--output", str(folder)]) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert "holds a run with another config: stages." in line
+    with pytest.raises(UserError, match=r"holds a run with another config: stages\."):
+        study.main(["--study", str(tiny), "--output", str(folder)])
     assert not (tmp_path / "records").exists()
 
 
@@ -115,9 +116,23 @@ def test_no_record_is_made_of_a_run_of_another_config(study, tiny, tmp_path, cap
         ({"sedes": [1]}, "sedes: missing or unknown"),
     ],
 )
-def test_a_mistake_in_the_study_is_one_line(change, said, study, tiny, tmp_path, capsys):
+def test_a_mistake_in_the_study_is_one_line(change, said, study, tiny, tmp_path):
     tiny.write_text(yaml.safe_dump({**yaml.safe_load(tiny.read_text()), **change}))
-    assert study.main(["--study", str(tiny), "--output", str(tmp_path / "study")]) == 2
-    error = capsys.readouterr().err.strip().splitlines()
-    assert len(error) == 1
-    assert said in error[0]
+    with pytest.raises(UserError) as caught:
+        study.main(["--study", str(tiny), "--output", str(tmp_path / "study")])
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--only", "FLL"], "--only: 'default-FLL' is not there; closest: 'default-FL'"),
+        (["--seeds", "0", "7"], "--seeds: '7' is not there"),
+    ],
+)
+def test_what_would_choose_nothing_is_refused(words, said, study, tiny, page, tmp_path):
+    before = page.read_text()
+    with pytest.raises(UserError, match=re.escape(said)):
+        study.main(["--study", str(tiny), "--output", str(tmp_path / "study"), *words])
+    assert page.read_text() == before

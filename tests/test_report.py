@@ -22,6 +22,7 @@ import kswap
 from kswap.cli import main
 from kswap.report.card import card
 from kswap.report.page import draw_report
+from kswap.report.table import rows, show
 
 VOID = {"meta", "link", "img", "br", "hr", "input", "line", "circle", "polyline"}
 
@@ -316,6 +317,16 @@ def test_audits_on_a_terminal_turn_nothing_round(tmp_path, capsys):
 
 
 # -------------------------------------------------------------------------------------- model card
+@pytest.mark.parametrize("columns", ["0", "1", "20", "80"])
+def test_a_narrow_terminal_leaves_no_digit_out(tmp_path, capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    results = json.loads((write_run(tmp_path, "classification") / "results.json").read_text())
+    show(results)
+    lines = capsys.readouterr().out.splitlines()
+    for cells in rows(results):
+        assert any(all(cell in line for cell in cells) for line in lines)
+
+
 def test_the_card_is_one_of_the_hub(drawn):
     text = (drawn.parent / "README.md").read_text()
     metadata = RepoCard(text).data.to_dict()
@@ -346,6 +357,15 @@ def test_only_a_hub_id_is_the_base_model_and_no_path_is_told(tmp_path, model, na
     assert "license" not in metadata
     assert "/home/me" not in text
     assert "Not audited yet: run `kswap audit RUN`" in text
+
+
+def test_a_licence_that_the_hub_does_not_know_is_named(tmp_path):
+    write_run(tmp_path, "classification")
+    results = json.loads((tmp_path / "results.json").read_text())
+    said = {"license": "other", "license_name": "own", "license_link": "https://a.example/b"}
+    results["base"] = {"model": "hub/base", **said}
+    metadata = RepoCard(card(results)).data.to_dict()
+    assert {key: metadata[key] for key in said} == said
 
 
 @pytest.mark.parametrize(

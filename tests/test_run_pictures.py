@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +14,11 @@ from PIL import Image
 from tiny_runs import NEW, SCRIPT, TASKS, tiny_run
 
 import kswap
+from kswap import predicting
 from kswap.arrays import NOTHING, read_arrays
 from kswap.cli import main
 from kswap.config import SwapConfig
+from kswap.data import read_image
 from kswap.models.licence import license_of
 from kswap.report.figures import draw_figures
 
@@ -114,6 +117,21 @@ def test_predict_answers_nothing_where_a_later_file_is_no_image(finished, tmp_pa
     assert not to.parent.exists()
 
 
+@pytest.mark.parametrize(("room", "times"), [(3 * 60 * 90, [1, 2]), (1 << 29, [1, 1])])
+def test_predict_reads_an_image_once_while_there_is_room(
+    finished, tmp_path, capsys, monkeypatch, room, times
+):
+    read: list[Path] = []
+    monkeypatch.setattr(predicting, "_KEPT_BYTES", room)
+    monkeypatch.setattr(predicting, "read_image", lambda p: read.append(p) or read_image(p))
+    images = [tmp_path / "x.png", tmp_path / "y.png"]
+    for path in images:
+        Image.new("RGB", (60, 90)).save(path)
+    assert main(["predict", str(finished.run_dir), *map(str, images)]) == 0
+    assert [read.count(path) for path in images] == times
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
 def test_a_full_disk_while_predicting_leaves_no_folder_of_its_own(
     finished, tmp_path, capsys, monkeypatch
 ):
@@ -173,17 +191,29 @@ def test_a_drawing_that_fails_is_told_and_costs_no_result(tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("card", "found"),
     [
-        ("---\nlicense: mit\n---\ntext", "mit"),
-        ("---\nlicense: [a, b]\n---\n", None),
-        ("---\ntags: x\n---\n", None),
-        ("---\n: [\n---\n", None),
-        ("no metadata", None),
-        (None, None),
+        ("---\nlicense: mit\n---\ntext", {"license": "mit"}),
+        (
+            "---\nlicense: other\nlicense_name: own\nlicense_link: https://a.example\n---\n",
+            {"license": "other", "license_name": "own", "license_link": "https://a.example"},
+        ),
+        (
+            "---\nlicense: other\nlicense_name: own\nlicense_link: LICENSE.md\n---\n",
+            {"license": "other", "license_name": "own"},
+        ),
+        ("---\nlicense: [a, b]\n---\n", {}),
+        ("---\ntags: x\n---\n", {}),
+        ("---\n: [\n---\n", {}),
+        ("no metadata", {}),
+        (None, {}),
     ],
 )
 def test_the_licence_is_that_of_the_bases_card(tmp_path, card, found):
     if card is not None:
         (tmp_path / "README.md").write_text(card)
     assert license_of(str(tmp_path)) == found
-    assert license_of("ViTForImageClassification in memory") is None
-    assert license_of("nobody/nothing") is None
+    (tmp_path / "model").mkdir()
+    assert license_of(str(tmp_path / "model")) == {}  # any folder of that name
+    (tmp_path / "results.json").touch()
+    assert license_of(str(tmp_path / "model")) == found  # of a run, whose card lies beside it
+    assert license_of("ViTForImageClassification in memory") == {}
+    assert license_of("nobody/nothing") == {}

@@ -230,6 +230,16 @@ def test_model_and_data_sets_in_memory(values, in_memory):
         kswap.evaluate(result.run_dir)
 
 
+def test_data_in_memory_goes_before_the_configs_which_is_not_read_for_it(values, in_memory):
+    few = in_memory["learn"].select(range(0, 24, 2))
+    result = kswap.swap(SwapConfig.from_mapping(values), learn=few)
+    assert result.results["in_memory"] == ["learn"]
+    assert sum(result.results["images"]["learn"].values()) == 12
+    for again in (kswap.evaluate, kswap.audit):
+        with pytest.raises(UserError, match=r"data \(learn\) was given in memory"):
+            again(result.run_dir)
+
+
 def files_of(run_dir):
     return {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
 

@@ -37,6 +37,7 @@ Every key of the config can be given as --a.b value, for example
 `kswap schema` prints all keys with what they mean, as a JSON Schema."""
 
 
+_AGAIN = "nothing is half-written, give the same command again"
 _AUDIT_LEVELS = ("quick", "standard", "strict")
 _BENCH_LISTS: dict[str, list[str] | list[int]] = {
     "presets": ["default", "paper"],
@@ -64,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     with_traceback = "--traceback" in words
     words = [word for word in words if word != "--traceback"]
+    trains = words[:1] in (["run"], ["demo"], ["bench"])
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # whatever the terminal's encoding lacks
             stream.reconfigure(errors="backslashreplace")
@@ -78,15 +80,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say(f"kswap: error: {printable(str(error))}")
         return 2
     except Terminated as stop:
-        saved = words[:1] in (["run"], ["demo"], ["bench"])
-        _say(
-            "kswap: stopped by SIGTERM; the state is saved, the same command goes on"
-            if saved
-            else "kswap: stopped by SIGTERM; nothing is half-written, give the same command again"
-        )
+        goes_on = "the state is saved, the same command goes on"
+        _say(f"kswap: stopped by SIGTERM; {goes_on if trains else _AGAIN}")
         return int(str(stop.code))
     except KeyboardInterrupt:
-        _say("kswap: interrupted; the same command goes on from the last checkpoint")
+        goes_on = "the same command goes on from the last checkpoint"
+        _say(f"kswap: interrupted; {goes_on if trains else _AGAIN}")
         return 130
     except BrokenPipeError:
         # what Python would write at its end goes nowhere, without a complaint
@@ -262,7 +261,10 @@ def _dispatch(words: list[str]) -> int:
     command("schema", "print the JSON Schema of the config")
 
     words, overrides = _split_overrides(words)
-    arguments = parser.parse_args(words)
+    arguments, unknown = parser.parse_known_args(words)
+    if unknown:
+        lists = "; a list is one word, such as '[red, green]'" if overrides else ""
+        options[arguments.command].error(f"unrecognized: {' '.join(unknown)}{lists}")
     actions: dict[str, Callable[[argparse.Namespace, list[str]], None]] = {
         "run": _run,
         "demo": _demo,

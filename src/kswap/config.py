@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
@@ -25,7 +25,9 @@ from kswap.settings import (
     DataConfig,
     Frozen,
     HeadConfig,
+    ScenePaths,
     SourceConfig,
+    SplitPaths,
     StagesConfig,
     TaskName,
     TrainingConfig,
@@ -144,7 +146,7 @@ class SwapConfig(Frozen):
         try:
             config = cls.model_validate(merge(values_of_preset, user))
         except ValidationError as error:
-            raise UserError(describe(error)) from None
+            raise UserError(describe(error, values_of_preset)) from None
         config._given = user
         return config
 
@@ -215,7 +217,8 @@ def resolve(config: SwapConfig) -> SwapConfig:
     return SwapConfig.from_mapping(values)
 
 
-_UNION_TAGS = ("SplitPaths", "ScenePaths", "str")
+_SECTIONS_OF_TAGS: dict[int | str, Any] = {"SplitPaths": SplitPaths, "ScenePaths": ScenePaths}
+_UNION_TAGS = (*_SECTIONS_OF_TAGS, "str")
 """What pydantic puts into the place of an error where a value may be of several types."""
 
 _RULES = {
@@ -227,8 +230,13 @@ _RULES = {
 """Pattern of a key -> its rule in words, where pydantic would show a regular expression."""
 
 
-def describe(error: ValidationError) -> str:
-    """Return one line for the first problem of an error: the key, the value, the rule, the fix."""
+def describe(error: ValidationError, preset: Mapping[str, Any]) -> str:
+    """Return one line for the first problem of an error: the key, the value, the rule, the fix.
+
+    Args:
+        error: of pydantic.
+        preset: values that the user's were laid over.
+    """
     problems = error.errors()
     in_mapping = {p["loc"][:-2] for p in problems if "SplitPaths" in p["loc"][-2:]}
     problems = [  # `data: {...}` is meant as SplitPaths: that it is no text either says nothing
@@ -244,29 +252,48 @@ def describe(error: ValidationError) -> str:
         hint = f"closest: {closest(name, known)}" if known else "see `kswap schema`"
         return f"{where}: unknown key; {hint}{more}"
     if problem["type"] == "missing":
-        return f"{where}: is missing; add it (see `kswap schema`){more}"
+        group = problem["loc"][:-2]
+        there = _names_of(preset, group) if group[-1:] in (("terms",), ("streams",)) else ()
+        other = f", or name one that is there: {', '.join(there)}" if there else ""
+        return f"{where}: is missing; add it (see `kswap schema`){other}{more}"
     message = problem["msg"].removeprefix("Value error, ")
     if not where:
         return f"{message}{more}"
+    if problem["type"] == "value_error" and _fields_at(problem["loc"]):
+        return f"{where}: {message}{more}"  # a section's own rules name the value in it
+    if problem["type"] == "string_type" and not isinstance(problem["input"], list | dict | None):
+        message = "this is a text: put numbers, dates, yes, no, true and false in quotes"
     message = next((rule for key, rule in _RULES.items() if re.fullmatch(key, where)), message)
     shown = one_line(repr(problem["input"]))
     return f"{where}: {shown} is not allowed: {message}; correct it (see `kswap schema`){more}"
 
 
+def _names_of(preset: Mapping[str, Any], loc: tuple[int | str, ...]) -> list[str]:
+    """Return the names that a preset has at `loc`: those of its terms or streams, say."""
+    here: Any = preset
+    for part in loc:
+        here = here.get(part) if isinstance(here, Mapping) else None
+    return list(here) if isinstance(here, Mapping) else []
+
+
 def _fields_at(loc: tuple[int | str, ...]) -> list[str]:
+    """Return the keys of the section at `loc`; none where there is no section."""
     model: Any = SwapConfig
     for part in loc:
-        fields = getattr(model, "model_fields", None)
-        if not fields or part not in fields:
-            if model is dict:
-                continue
-            return []
-        annotation = fields[part].annotation
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
-        model = next((c for c in candidates if hasattr(c, "model_fields")), None)
-        if model is None:
-            return []
+        if part in _SECTIONS_OF_TAGS:
+            model = _SECTIONS_OF_TAGS[part]
+        elif get_origin(model) is dict:  # terms and streams: a section for each name
+            model = get_args(model)[1]
+        else:
+            field = getattr(model, "model_fields", {}).get(part)
+            kinds = () if field is None else (field.annotation, *get_args(field.annotation))
+            model = next(
+                (k for k in kinds if hasattr(k, "model_fields") or get_origin(k) is dict), None
+            )
     return list(getattr(model, "model_fields", ()))
+
+
+_ENVIRONMENT = "What RUN/config.yaml says of versions and commits; not read."
 
 
 def json_schema() -> dict[str, Any]:
@@ -274,6 +301,7 @@ def json_schema() -> dict[str, Any]:
     schema = SwapConfig.model_json_schema()
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["required"] = ["model"]
+    schema["properties"]["environment"] = {"type": "object", "description": _ENVIRONMENT}
     for name in ("StageConfig", "StagesConfig", "StreamConfig", "TermConfig"):
         schema["$defs"][name].pop("required", None)
     schema["properties"]["stages"]["default"] = PRESETS["default"]["classification"]["stages"]

@@ -24,6 +24,8 @@ Answer = tuple[str, float]
 """A label, with the box of an object, and its probability, score or share of the picture."""
 _SIDE = 1280
 """Drawn pictures are at most so long, in pixels."""
+_KEPT_BYTES = 1 << 29
+"""Decoded images are kept up to so many bytes between the check of all and the answers."""
 
 
 @torch.no_grad()
@@ -48,8 +50,7 @@ def predict_images(
     """
     for path in images:
         _check_is_file(path)
-    for path in images:  # a file that is no image is found before anything is answered
-        read_image(path)
+    kept = _read_all(images)
     model, processor = load(run_dir)
     answers = {
         "classification": _classes,
@@ -59,13 +60,28 @@ def predict_images(
     with contextlib.nullcontext() if to is None else _folder(to):
         targets = [None] * len(images) if to is None else _targets(images, to)
         for path, target in zip(images, targets, strict=True):
-            image = read_image(path)
+            image = kept.pop(path, None) or read_image(path)
             inputs = processor(image, return_tensors="pt")
             check_fits(model, inputs["pixel_values"], str(run_dir))
             listed, marks = answers(model, processor, inputs, image)
             if target is not None:
                 _draw(image, marks, model, target, top=top)
             yield path, listed[:top]
+
+
+def _read_all(images: Sequence[Path]) -> dict[Path, Image.Image]:
+    """Return the images, so that one that cannot be read is found before anything is answered.
+
+    Of many only the first: the others are read again when it is their turn.
+    """
+    kept: dict[Path, Image.Image] = {}
+    room = _KEPT_BYTES
+    for path in images:
+        image = read_image(path)
+        room -= 3 * image.width * image.height
+        if room >= 0:
+            kept[path] = image
+    return kept
 
 
 def _check_is_file(path: Path) -> None:

@@ -272,12 +272,14 @@ def check_data_is_named(
     """Refuse a run of which a command has to read the data again, and cannot.
 
     Raises:
-        UserError: a role of the run has no data in the config: it was given in memory.
+        UserError: data of the run was given in memory, whether the config names other or none.
     """
+    in_memory = results.get("in_memory", ())
     unnamed = [
         role
         for role in ROLES
-        if role in results.get("images", {}) and not getattr(getattr(config, role), "data", "")
+        if role in in_memory
+        or (role in results.get("images", {}) and not getattr(getattr(config, role), "data", ""))
     ]
     if unnamed:
         raise UserError(

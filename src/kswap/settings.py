@@ -88,6 +88,9 @@ def _as_layers(value: object) -> object:
     return tuple(places)
 
 
+_AS_LAYERS = BeforeValidator(_as_layers, json_schema_input_type=Layer | tuple[Layer, ...])
+
+
 class Frozen(BaseModel):
     """A section: frozen, without unknown keys, its docstrings the descriptions of its fields."""
 
@@ -315,7 +318,7 @@ class TermConfig(Frozen):
     temperature: Positive = 1.0
     """Softmax temperature of the distillation objectives; of `class_mean_head` that of its cosines,
     divided by 10."""
-    layers: Annotated[tuple[Layer, ...], BeforeValidator(_as_layers)] = ("head",)
+    layers: Annotated[tuple[Layer, ...], _AS_LAYERS] = ("head",)
     """Where the objectives on features look: `head`, what the head receives; a number from 0 to 1,
     the output of the block at that share of the depth (1: the last block), its first token and the
     mean of its tokens (segmentation and detection: the mean of those under a region or box, or the

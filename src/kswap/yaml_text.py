@@ -12,6 +12,7 @@ import yaml
 
 from kswap.errors import UserError
 
+_DATA_PATH = re.compile(r"(learn|forget|retain)\.data(\.\w+)*")
 MISCAST = (ValueError, AttributeError, LookupError)
 """What PyYAML raises for a tag whose text does not fit it, such as !!timestamp x or !!bool x."""
 
@@ -42,18 +43,33 @@ class _Loader(yaml.SafeLoader):
     1e-3 is a number (YAML 1.1 wants 1.0e-3); a key given twice is an error.
     """
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._checked: set[int] = set()
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Lay what `<<` names under the node's own keys, of which none may stand twice.
+
+        Keys are looked at once, before: a key that goes over one of `<<` stands twice behind it.
+        """
+        if id(node) not in self._checked:
+            self._checked.add(id(node))
+            self._check_keys(node)
+        super().flatten_mapping(node)
+
+    def _check_keys(self, node: yaml.MappingNode) -> None:
         lines: dict[Any, int] = {}
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
             if not isinstance(key, Hashable):
-                continue  # no key: refused below
+                continue  # no key: refused when it is constructed
             if key in lines:
                 raise yaml.YAMLError(
                     f"key {str(key)!r} stands twice, in line {lines[key]} and in line {line}"
                 )
             lines[key] = line
-        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
@@ -96,8 +112,9 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
             parsed = yaml.load(value, Loader=_Loader)
         except (yaml.YAMLError, RecursionError, *MISCAST):
             parsed = value
-        if key in ("order", "model", "output"):
-            parsed = value  # never a number or a boolean
+        of_data = _DATA_PATH.fullmatch(key) and not isinstance(parsed, dict | list)
+        if key in ("order", "model", "output") or (of_data and value != "null"):
+            parsed = value  # never a number, a boolean or cut off at a #
         here: dict[str, Any] = overrides
         *path, last = key.split(".")
         for part in path:

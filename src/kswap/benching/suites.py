@@ -44,6 +44,11 @@ def suite_values(
             ) from None
         write_demo(task, output / "demo")
         return lambda arm: merge(demo_values(task, output / "demo", arm.preset), over)
+    if _is_missing(Path(suite)):
+        raise UserError(
+            f"{suite}: there is no such file; name a YAML config, or {', '.join(DEMOS[:-1])} or "
+            f"{DEMOS[-1]}, which ship with kswap"
+        )
     values = read_yaml(suite)
     resolved = "environment" in values or set(SwapConfig.model_fields) <= set(values)
     own = values.get("preset")
@@ -61,3 +66,11 @@ def suite_values(
         return merged
 
     return shared
+
+
+def _is_missing(path: Path) -> bool:
+    """Whether nothing is there; whatever else is wrong is said by who reads it."""
+    try:
+        return not path.exists()
+    except (OSError, ValueError):  # a name too long, a null byte
+        return False

@@ -78,6 +78,7 @@ def build_data(
         if given is not None or in_memory.get(role) is not None:
             settings[role] = given or SourceConfig()
     unused = _drop_unlearned(config.order, settings)
+    given_roles = tuple(role for role in settings if in_memory.get(role) is not None)
     if task != "classification":
         from kswap.data.scene_build import build_scenes
 
@@ -93,7 +94,7 @@ def build_data(
             cache_dir=cache_dir,
             on_progress=on_progress,
         )
-        return replace(scenes, notes=(*unused, *scenes.notes))
+        return replace(scenes, notes=(*unused, *scenes.notes), in_memory=given_roles)
     sources: dict[Role, Source] = {}
     shards: dict[Role, Shards] = {}
     for role, one in settings.items():
@@ -155,6 +156,7 @@ def build_data(
         pixels=fitter.pixels,
         notes=tuple(dict.fromkeys(one_line(note, 2000) for note in every_note)),
         streamed=streamed,
+        in_memory=given_roles,
     )
 
 

@@ -88,3 +88,5 @@ class SwapData:
     """What was left out or settled without being asked, one line each."""
     streamed: Mapping[Role, StreamedImages] = field(default_factory=dict)
     """The train images of roles that stream."""
+    in_memory: tuple[Role, ...] = ()
+    """Roles whose images were given as data sets, whatever the config names."""

@@ -136,13 +136,14 @@ def escape(text: str) -> str:
 
 def _metadata(results: Mapping[str, Any]) -> dict[str, Any]:
     base = results.get("base") or {}
-    model, license_name = base.get("model"), base.get("license")
+    model = base.get("model")
+    licence = {key: base.get(key) for key in ("license", "license_name", "license_link")}
     on_hub = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(model or "")) is not None
     return {
         "library_name": "transformers",
         "pipeline_tag": _PIPELINES[results["task"]],
         "tags": ["kswap", "knowledge-swapping", "machine-unlearning", "continual-learning"],
-        **({"license": license_name} if license_name else {}),
+        **{key: said for key, said in licence.items() if said},
         **({"base_model": model} if on_hub else {}),
         "metrics": [_SCORES[results["score_name"]][1]],
         "model-index": [{"name": f"{shown_base(results)}, swapped", "results": _index(results)}],

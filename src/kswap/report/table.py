@@ -7,6 +7,8 @@ from typing import Any
 
 from kswap.settings import ROLES
 
+_WIDEST = 1000
+
 
 def percent(score: float | None) -> str:
     """Return a score as a percentage; a dash where a role has no images."""
@@ -43,4 +45,8 @@ def show(results: Mapping[str, Any]) -> None:
         shown.add_column(column, justify="left" if column == head[0] else "right")
     for cells in body:
         shown.add_row(*cells)
-    Console().print(shown)
+    console = Console()
+    # A narrow terminal breaks the lines, where rich would leave out digits or the whole table.
+    needed = console.measure(shown, options=console.options.update(width=_WIDEST)).maximum
+    console.width = max(console.width, needed)
+    console.print(shown)

@@ -76,10 +76,12 @@ def save(
             for role, splits in state.data.sets.items()
         },
         **({"streamed": sorted(state.data.streamed)} if state.data.streamed else {}),
+        **({"in_memory": list(state.data.in_memory)} if state.data.in_memory else {}),
         "base": {
             "model": state.loaded.source,
             "digest": state.base_digest,
-            "license": license_of(state.loaded.source),
+            "license": None,
+            **license_of(state.loaded.source),
             "weights": state.config.training.base_weights,
             "forgotten": sorted(state.loaded.forgotten),
         },
