@@ -50,7 +50,7 @@ def plan() -> dict[str, list[str]]:
 
     The shipped detection base and the first training of the segmentation base come from an earlier
     state of these scripts, whose backgrounds varied less. Their references are trained for longer,
-    therefore; the shipped ones went on from the eight-bit weights of their first training.
+    therefore; the shipped ones went on from the eight-bit weights of the training before.
     """
     texts = {
         "backbone": "backbone --classes retain --num-images 25600 --rate 8e-4",
@@ -61,8 +61,11 @@ def plan() -> dict[str, list[str]]:
         "segmentation-reference-first": _training(
             "segmentation", "reference", "segmentation-retain", 12000
         ),
-        "segmentation-reference": _training(
+        "segmentation-reference-second": _training(
             "segmentation", "reference", "segmentation-reference-first", 16000, seed=3
+        ),
+        "segmentation-reference": _training(
+            "segmentation", "reference", "segmentation-reference-second", 24000, seed=4
         ),
         "detection-retain": _training("detection", "retain", "backbone", 20000, 0.0, 1),
         "detection-base": _training("detection", "base", "detection-retain", 9600),
