@@ -9,6 +9,8 @@ import shutil
 
 import numpy as np
 import pytest
+import transformers
+from criteria_models import DETECTORS, SIDE
 from PIL import Image
 from tiny_runs import NEW, SCRIPT, TASKS, tiny_run
 
@@ -112,6 +114,24 @@ def test_predict_answers_nothing_where_a_later_file_is_no_image(finished, tmp_pa
     assert "y.png" in said.err
     assert said.out == ""
     assert not to.parent.exists()
+
+
+def test_predict_answers_nothing_where_a_later_image_is_too_flat_for_the_processor(
+    tmp_path, capsys
+):
+    model = DETECTORS["yolos"]()
+    model.save_pretrained(tmp_path / "model")
+    size = {"shortest_edge": SIDE, "longest_edge": SIDE}
+    transformers.YolosImageProcessorPil(size=size).save_pretrained(tmp_path / "model")
+    for name, size in (("x.png", (60, 90)), ("flat.png", (90, 1))):
+        Image.new("RGB", size).save(tmp_path / name)
+    images = [str(tmp_path / name) for name in ("x.png", "flat.png")]
+    capsys.readouterr()  # saving shows progress
+    assert main(["predict", str(tmp_path / "model"), *images]) == 2
+    said = capsys.readouterr()
+    assert "flat.png: the model's image processor fails on 90x1 pixels (" in said.err
+    assert said.err.strip().count("\n") == 0
+    assert said.out == ""
 
 
 def test_a_full_disk_while_predicting_leaves_no_folder_of_its_own(

@@ -13,6 +13,7 @@ from PIL import Image
 
 from kswap.arrays import Marks
 from kswap.data import read_image
+from kswap.data.text import one_line
 from kswap.errors import UserError
 from kswap.files import disk_errors
 from kswap.models.artefact import load
@@ -48,9 +49,11 @@ def predict_images(
     """
     for path in images:
         _check_is_file(path)
-    for path in images:  # a file that is no image is found before anything is answered
-        read_image(path)
+    # a file that cannot be answered is found before anything is
+    sizes = {read_image(path).size: path for path in images}
     model, processor = load(run_dir)
+    for size, path in sizes.items():
+        _check_size(processor, size, path)
     answers = {
         "classification": _classes,
         "segmentation": _shares,
@@ -77,6 +80,17 @@ def _check_is_file(path: Path) -> None:
         raise UserError(f"{path}: is a folder; name image files, such as {path}/*.jpg")
     if not found:
         raise UserError(f"{path}: there is no such file; name image files")
+
+
+def _check_size(processor: Any, size: tuple[int, int], path: Path) -> None:
+    """Refuse an image of a size that the processor cannot handle: a side scaled to no pixel."""
+    try:
+        processor(Image.new("RGB", size), return_tensors="pt")
+    except Exception as error:  # whatever the library's code runs into
+        raise UserError(
+            f"{path}: the model's image processor fails on {size[0]}x{size[1]} pixels "
+            f"({one_line(error, 120)}); crop or replace the image"
+        ) from None
 
 
 @contextlib.contextmanager
