@@ -373,6 +373,30 @@ def test_xml_names_an_image_elsewhere(tmp_path: Path, build_boxes: Build) -> Non
         build_boxes(**config)
 
 
+CORNERS = "<xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax>"
+
+
+@pytest.mark.parametrize(
+    ("corners", "pixels"),
+    [
+        ((5, 3, 5, 9), (4, 2, 5, 9)),  # one pixel wide: both corners are inside
+        ((16, 12, 16, 12), (15, 11, 16, 12)),
+        ((0, 0, 4, 4), (0, 0, 4, 4)),  # counted from 0
+        ((0, 0, 0, 0), None),  # what tools write for no box
+    ],
+)
+def test_corners_of_xml_are_pixels_inside(
+    corners: tuple[int, ...], pixels: tuple[int, ...] | None, tmp_path: Path, build_boxes: Build
+) -> None:
+    data = build_boxes(**write_voc(tmp_path, CORNERS.format(*corners)))
+    usual = (0, False, 62, 83, 562, 750)
+    found = [box for boxes in every_box(data, "forget").values() for box in boxes if box != usual]
+    sides = (WIDTH, HEIGHT, WIDTH, HEIGHT)
+    wanted = [round(1000 * one / side) for one, side in zip(pixels or (), sides, strict=False)]
+    assert found == ([(0, False, *wanted)] if pixels else [])
+    assert any("1 empty box left out" in note for note in data.notes) is (pixels is None)
+
+
 def test_difficult_objects_are_crowd(tmp_path: Path, build_boxes: Build) -> None:
     more = "<difficult>1</difficult>"
     with pytest.raises(UserError, match="has no images with a class"):
