@@ -61,6 +61,8 @@ JSON_REFUSED: list[tuple[str, Callable[[Content], object], str]] = [
     ("detection", lambda c: first(c, "annotations", bbox=None), "not four numbers"),
     ("detection", lambda c: first(c, "annotations", category_id=99), "99.*not in categories"),
     ("detection", lambda c: first(c, "annotations", category_id=[1]), "not in categories"),
+    ("detection", lambda c: first(c, "annotations", iscrowd="0"), "iscrowd is '0'; it is th"),
+    ("segmentation", lambda c: first(c, "annotations", iscrowd="no"), "iscrowd is 'no'.*correct"),
     ("detection", lambda c: first(c, "annotations", image_id=1.5), "an id is a number or a text"),
     ("detection", lambda c: again(c, "images", file_name="x.png"), "image id 0 is given twice"),
     ("detection", lambda c: again(c, "images", id=99), "'000.png' is listed twice"),
@@ -214,6 +216,15 @@ def test_coco_is_handled(change: Any, note: str, tmp_path: Path, build_boxes: Bu
     assert note in " ".join(data.notes)
 
 
+@pytest.mark.parametrize("key", ["images", "categories"])
+def test_coco_that_lists_an_image_or_a_category_twice_alike(
+    key: str, tmp_path: Path, build_boxes: Build
+) -> None:
+    once = coco_notes(tmp_path / "once", lambda c: None, build_boxes)
+    twice = coco_notes(tmp_path / "twice", lambda c: again(c, key), build_boxes)
+    assert every_box(twice, "forget") == every_box(once, "forget")
+
+
 def as_corners(content: Content, number: int) -> None:
     for annotation in content["annotations"][:number]:
         left, top, width, height = annotation["bbox"]
@@ -241,6 +252,20 @@ def test_fractions_in_a_table_are_told_to_be_said(build_boxes: Build) -> None:
     with pytest.raises(UserError, match=r"in 'bbox' are fractions.*write box_unit: fractions"):
         build_boxes(forget={"classes": ["cat"]}, in_memory=given)
     build_boxes(forget={"classes": ["cat"], "box_unit": "fractions"}, in_memory=given)
+
+
+def test_a_crowd_in_a_table_is_a_number(build_boxes: Build) -> None:
+    import datasets
+
+    def given(value: Any) -> dict[str, Any]:
+        cat = {"bbox": [1, 2, 5, 5], "category": "cat", "iscrowd": value}
+        rows = [{"image": noise(f"{i}"), "objects": [cat]} for i in range(6)]
+        return {"forget": datasets.Dataset.from_list(rows)}
+
+    with pytest.raises(UserError, match=r"row 0: iscrowd is '0'; it is the number 1 for a crowd"):
+        build_boxes(forget={"classes": ["cat"]}, in_memory=given("0"))
+    for value in (0, False, None):
+        build_boxes(forget={"classes": ["cat"]}, in_memory=given(value))
 
 
 def test_crowds_are_kept_apart(tmp_path: Path, build_boxes: Build, build_masks: Build) -> None:

@@ -18,6 +18,7 @@ from kswap.data.scenes import (
     Objects,
     SceneTable,
     Size,
+    check_crowd,
     make_legend,
     scene_table,
 )
@@ -258,6 +259,8 @@ def _objects(
             f"{where}: has {count(len(boxes), 'box')} and {count(len(classes), 'class')}; each box "
             "has one class"
         )
+    for value in crowd:
+        check_crowd(value, f"{where}: {crowd_key}")
     codes = []
     for value in classes:
         number = numbers[value] if numbers is not None else value
