@@ -254,6 +254,23 @@ def test_fractions_in_a_table_are_told_to_be_said(build_boxes: Build) -> None:
     build_boxes(forget={"classes": ["cat"], "box_unit": "fractions"}, in_memory=given)
 
 
+@pytest.mark.parametrize(
+    ("classes", "row"), [(["cat"] * 5 + [None], 5), ([["cat"]] * 6, 0)], ids=["none", "list"]
+)
+def test_a_box_in_a_table_without_a_class_is_named(
+    classes: list[Any], row: int, build_boxes: Build
+) -> None:
+    import datasets
+
+    rows = [
+        {"image": noise(f"{i}"), "objects": [{"bbox": [1, 2, 5, 5], "category": one}]}
+        for i, one in enumerate(classes)
+    ]
+    given = {"forget": datasets.Dataset.from_list(rows)}
+    with pytest.raises(UserError, match=rf"row {row}: the category of a box is .*; correct it"):
+        build_boxes(forget={"classes": ["cat"]}, in_memory=given)
+
+
 def test_a_crowd_in_a_table_is_a_number(build_boxes: Build) -> None:
     import datasets
 

@@ -111,6 +111,7 @@ def objects_table(
     box_key = _key(feature, BOX_KEYS, where, "boxes")
     class_key = _key(feature, CLASS_KEYS, where, "classes")
     crowd_key = next((key for key in CROWD_KEYS if key in feature), None)
+    _check_classes(cells, class_key, where)
     names = _legend(cells, class_key, feature, settings, where, id2label)
     objects, empty = [], 0
     for row, cell in enumerate(cells):
@@ -214,6 +215,16 @@ def _key(feature: Mapping[str, Any], keys: tuple[str, ...], where: str, what: st
             f"{where}: the objects have no {what} ({listed(feature)}); call them {keys[0]!r}"
         )
     return found
+
+
+def _check_classes(cells: list[dict[str, list[Any]]], key: str, where: str) -> None:
+    for row, cell in enumerate(cells):
+        for value in cell[key]:
+            if not isinstance(value, str | int | float):
+                raise UserError(
+                    f"{where}, row {row}: the {key} of a box is {one_line(value, 60)!r}, which is "
+                    "no name or number of a class; correct it, or remove the box"
+                )
 
 
 Names = tuple[Legend, dict[str, int] | None]
