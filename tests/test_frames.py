@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from criteria_models import DETECTORS, SIDE
 from scene_examples import examples, view_of
 
+from kswap.data.pixels import Pixels
+from kswap.data.sets import Boxes, ImageSet
+from kswap.running.run import _padding_as_picture
 from kswap.settings import ROLES
 from kswap.tasks.detection import Detection, to_corners
 from kswap.tasks.frames import frame_of
@@ -49,3 +54,24 @@ def test_a_model_that_takes_padding_for_picture_is_taught_and_scored_in_the_imag
     assert matched.any()
     # Without padding the same answer misses the box, which costs more.
     assert units.own[matched].sum() < whole.own[whole.class_ids > 0].sum() - 0.1
+
+
+@pytest.mark.parametrize(
+    ("family", "width", "is_told"),
+    [("yolos", HALF, True), ("yolos", SIDE, False), ("detr", HALF, False)],
+)
+def test_padding_that_a_detector_takes_for_picture_is_told(family, width, is_told):
+    box = Boxes(np.array([[0, 0, 1, 1]], np.float32), np.zeros(1, np.int64), np.zeros(1, bool))
+    images = ImageSet(
+        np.zeros((2, SIDE, SIDE, 3), np.uint8),
+        np.zeros(2, np.int64),
+        boxes=(box, box),
+        sizes=None if width == SIDE else np.array([[SIDE, width], [SIDE, SIDE]], np.int32),
+    )
+    state = SimpleNamespace(
+        data=SimpleNamespace(sets={"retain": {"train": images}}),
+        pixels=Pixels(scale=1 / 255, mean=(0.5,) * 3, std=(0.5,) * 3),
+    )
+    notes = _padding_as_picture(state, DETECTORS[family]())
+    told = f"padded to {SIDE}x{SIDE} pixels, which YolosForObjectDetection takes for picture"
+    assert [told in note for note in notes] == [True] * is_told

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from criteria_models import DETECTORS, MASKS, PER_PIXEL
+from criteria_models import DETECTORS, MASKS, PER_PIXEL, SIDE
 from safetensors.torch import load_file
 from scene_examples import FORGET, LEARN, RETAIN, TERMS, examples, view_of
 from tiny_runs import tiny_run
@@ -23,6 +23,7 @@ from kswap.errors import UserError
 from kswap.models.features import Places
 from kswap.models.head import find_heads
 from kswap.models.structure import find_ffn_blocks
+from kswap.models.tokens import box_masks, pooled
 from kswap.objectives import serves
 from kswap.plan import plan
 from kswap.settings import TermConfig
@@ -63,6 +64,22 @@ def looked_at(name, *, ids=IDS):
         places,
         teach(model, task, given, num_base=4, places=places, num_slots=4),
     )
+
+
+def test_of_yolos_the_patches_under_a_box_are_read_not_its_detection_tokens():
+    model, _, given, places, taught = looked_at("yolos")
+    outputs = []
+    number, block = places.blocks[0]
+    layer = model.get_submodule(block.name)
+    handle = layer.register_forward_hook(lambda _, args, out: outputs.append(out))
+    with torch.no_grad():
+        model(pixel_values=given.pixels)
+    handle.remove()
+    output = outputs[0] if isinstance(outputs[0], torch.Tensor) else outputs[0][0]
+    patches = output[:, 1 : 1 + (SIDE // 16) ** 2]  # a class token before, nine queries behind
+    masks = box_masks(given.boxes[0], (SIDE, SIDE))
+    expected = pooled(patches[0], masks, extra=0, grids=[(SIDE // 16, SIDE // 16)])
+    assert torch.allclose(taught[f"{number} mean"][0, : len(expected)], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

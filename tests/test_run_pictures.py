@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import transformers
+from criteria_models import DETECTORS, SIDE
 from PIL import Image
 from tiny_runs import NEW, SCRIPT, TASKS, tiny_run
 
@@ -130,6 +132,24 @@ def test_predict_reads_an_image_once_while_there_is_room(
     assert main(["predict", str(finished.run_dir), *map(str, images)]) == 0
     assert [read.count(path) for path in images] == times
     assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_predict_answers_nothing_where_a_later_image_is_too_flat_for_the_processor(
+    tmp_path, capsys
+):
+    model = DETECTORS["yolos"]()
+    model.save_pretrained(tmp_path / "model")
+    size = {"shortest_edge": SIDE, "longest_edge": SIDE}
+    transformers.YolosImageProcessorPil(size=size).save_pretrained(tmp_path / "model")
+    for name, size in (("x.png", (60, 90)), ("flat.png", (90, 1))):
+        Image.new("RGB", size).save(tmp_path / name)
+    images = [str(tmp_path / name) for name in ("x.png", "flat.png")]
+    capsys.readouterr()  # saving shows progress
+    assert main(["predict", str(tmp_path / "model"), *images]) == 2
+    said = capsys.readouterr()
+    assert "flat.png: the model's image processor fails on 90x1 pixels (" in said.err
+    assert said.err.strip().count("\n") == 0
+    assert said.out == ""
 
 
 def test_a_full_disk_while_predicting_leaves_no_folder_of_its_own(

@@ -13,6 +13,7 @@ from PIL import Image
 
 from kswap.arrays import Marks
 from kswap.data import read_image
+from kswap.data.text import one_line
 from kswap.errors import UserError
 from kswap.files import disk_errors
 from kswap.models.artefact import load
@@ -50,8 +51,10 @@ def predict_images(
     """
     for path in images:
         _check_is_file(path)
-    kept = _read_all(images)
+    kept, sizes = _read_all(images)
     model, processor = load(run_dir)
+    for size, path in sizes.items():
+        _check_size(processor, size, path)
     answers = {
         "classification": _classes,
         "segmentation": _shares,
@@ -69,19 +72,23 @@ def predict_images(
             yield path, listed[:top]
 
 
-def _read_all(images: Sequence[Path]) -> dict[Path, Image.Image]:
-    """Return the images, so that one that cannot be read is found before anything is answered.
+def _read_all(
+    images: Sequence[Path],
+) -> tuple[dict[Path, Image.Image], dict[tuple[int, int], Path]]:
+    """Return the images, and one of each size: what cannot be answered is found before anything is.
 
-    Of many only the first: the others are read again when it is their turn.
+    Of many images only the first: the others are read again when it is their turn.
     """
     kept: dict[Path, Image.Image] = {}
+    sizes: dict[tuple[int, int], Path] = {}
     room = _KEPT_BYTES
     for path in images:
         image = read_image(path)
+        sizes[image.size] = path
         room -= 3 * image.width * image.height
         if room >= 0:
             kept[path] = image
-    return kept
+    return kept, sizes
 
 
 def _check_is_file(path: Path) -> None:
@@ -93,6 +100,17 @@ def _check_is_file(path: Path) -> None:
         raise UserError(f"{path}: is a folder; name image files, such as {path}/*.jpg")
     if not found:
         raise UserError(f"{path}: there is no such file; name image files")
+
+
+def _check_size(processor: Any, size: tuple[int, int], path: Path) -> None:
+    """Refuse an image of a size that the processor cannot handle: a side scaled to no pixel."""
+    try:
+        processor(Image.new("RGB", size), return_tensors="pt")
+    except Exception as error:  # whatever the library's code runs into
+        raise UserError(
+            f"{path}: the model's image processor fails on {size[0]}x{size[1]} pixels "
+            f"({one_line(error, 120)}); crop or replace the image"
+        ) from None
 
 
 @contextlib.contextmanager

@@ -83,6 +83,14 @@ def test_of_a_model_that_never_saw_the_classes_it_says_forgotten(name):
     assert found.status == "pass", found.reason
 
 
+@pytest.mark.parametrize("audit", [membership, anomaly])
+def test_what_there_are_too_few_of_is_called_units(audit, monkeypatch):
+    monkeypatch.setattr(audit, "_LEAST", 10**6)  # of scenes they are objects and regions
+    found = audit.audit(forgotten())
+    assert found.status == "not available"
+    assert " units of " in found.reason
+
+
 @pytest.mark.parametrize(("kind", "status"), [("untouched", "fail"), ("never saw", "pass")])
 def test_models_are_told_apart_where_references_lack_the_rows(kind, status):
     given = untouched() if kind == "untouched" else forgotten()

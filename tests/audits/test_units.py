@@ -131,6 +131,10 @@ def test_two_units_of_an_image_are_pooled_apart():
         (12, (64, 48), (0, ((4, 3),))),
         (19, (64, 64), (3, ((4, 4),))),
         (1000003, (64, 64), None),
+        (20, (70, 50), (0, ((5, 4),))),  # stride 16, the last row and column not whole
+        # YOLOS: class token, 16 pixels a patch, 100 detection tokens. Not 26 x 26, nor 22 x 22.
+        (1 + 24 * 24 + 100, (384, 384), None),
+        (1 + 20 * 20 + 100, (320, 320), None),
     ],
 )
 def test_the_grid_of_a_sequence_is_read_from_its_length(tokens, size, expected):

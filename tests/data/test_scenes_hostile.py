@@ -61,6 +61,8 @@ JSON_REFUSED: list[tuple[str, Callable[[Content], object], str]] = [
     ("detection", lambda c: first(c, "annotations", bbox=None), "not four numbers"),
     ("detection", lambda c: first(c, "annotations", category_id=99), "99.*not in categories"),
     ("detection", lambda c: first(c, "annotations", category_id=[1]), "not in categories"),
+    ("detection", lambda c: first(c, "annotations", iscrowd="0"), "iscrowd is '0'; it is th"),
+    ("segmentation", lambda c: first(c, "annotations", iscrowd="no"), "iscrowd is 'no'.*correct"),
     ("detection", lambda c: first(c, "annotations", image_id=1.5), "an id is a number or a text"),
     ("detection", lambda c: again(c, "images", file_name="x.png"), "image id 0 is given twice"),
     ("detection", lambda c: again(c, "images", id=99), "'000.png' is listed twice"),
@@ -214,6 +216,15 @@ def test_coco_is_handled(change: Any, note: str, tmp_path: Path, build_boxes: Bu
     assert note in " ".join(data.notes)
 
 
+@pytest.mark.parametrize("key", ["images", "categories"])
+def test_coco_that_lists_an_image_or_a_category_twice_alike(
+    key: str, tmp_path: Path, build_boxes: Build
+) -> None:
+    once = coco_notes(tmp_path / "once", lambda c: None, build_boxes)
+    twice = coco_notes(tmp_path / "twice", lambda c: again(c, key), build_boxes)
+    assert every_box(twice, "forget") == every_box(once, "forget")
+
+
 def as_corners(content: Content, number: int) -> None:
     for annotation in content["annotations"][:number]:
         left, top, width, height = annotation["bbox"]
@@ -241,6 +252,37 @@ def test_fractions_in_a_table_are_told_to_be_said(build_boxes: Build) -> None:
     with pytest.raises(UserError, match=r"in 'bbox' are fractions.*write box_unit: fractions"):
         build_boxes(forget={"classes": ["cat"]}, in_memory=given)
     build_boxes(forget={"classes": ["cat"], "box_unit": "fractions"}, in_memory=given)
+
+
+@pytest.mark.parametrize(
+    ("classes", "row"), [(["cat"] * 5 + [None], 5), ([["cat"]] * 6, 0)], ids=["none", "list"]
+)
+def test_a_box_in_a_table_without_a_class_is_named(
+    classes: list[Any], row: int, build_boxes: Build
+) -> None:
+    import datasets
+
+    rows = [
+        {"image": noise(f"{i}"), "objects": [{"bbox": [1, 2, 5, 5], "category": one}]}
+        for i, one in enumerate(classes)
+    ]
+    given = {"forget": datasets.Dataset.from_list(rows)}
+    with pytest.raises(UserError, match=rf"row {row}: the category of a box is .*; correct it"):
+        build_boxes(forget={"classes": ["cat"]}, in_memory=given)
+
+
+def test_a_crowd_in_a_table_is_a_number(build_boxes: Build) -> None:
+    import datasets
+
+    def given(value: Any) -> dict[str, Any]:
+        cat = {"bbox": [1, 2, 5, 5], "category": "cat", "iscrowd": value}
+        rows = [{"image": noise(f"{i}"), "objects": [cat]} for i in range(6)]
+        return {"forget": datasets.Dataset.from_list(rows)}
+
+    with pytest.raises(UserError, match=r"row 0: iscrowd is '0'; it is the number 1 for a crowd"):
+        build_boxes(forget={"classes": ["cat"]}, in_memory=given("0"))
+    for value in (0, False, None):
+        build_boxes(forget={"classes": ["cat"]}, in_memory=given(value))
 
 
 def test_crowds_are_kept_apart(tmp_path: Path, build_boxes: Build, build_masks: Build) -> None:
@@ -371,6 +413,30 @@ def test_xml_names_an_image_elsewhere(tmp_path: Path, build_boxes: Build) -> Non
     (tmp_path / "xml" / "other.xml").write_text(text)
     with pytest.raises(UserError, match="lies outside"):
         build_boxes(**config)
+
+
+CORNERS = "<xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax>"
+
+
+@pytest.mark.parametrize(
+    ("corners", "pixels"),
+    [
+        ((5, 3, 5, 9), (4, 2, 5, 9)),  # one pixel wide: both corners are inside
+        ((16, 12, 16, 12), (15, 11, 16, 12)),
+        ((0, 0, 4, 4), (0, 0, 4, 4)),  # counted from 0
+        ((0, 0, 0, 0), None),  # what tools write for no box
+    ],
+)
+def test_corners_of_xml_are_pixels_inside(
+    corners: tuple[int, ...], pixels: tuple[int, ...] | None, tmp_path: Path, build_boxes: Build
+) -> None:
+    data = build_boxes(**write_voc(tmp_path, CORNERS.format(*corners)))
+    usual = (0, False, 62, 83, 562, 750)
+    found = [box for boxes in every_box(data, "forget").values() for box in boxes if box != usual]
+    sides = (WIDTH, HEIGHT, WIDTH, HEIGHT)
+    wanted = [round(1000 * one / side) for one, side in zip(pixels or (), sides, strict=False)]
+    assert found == ([(0, False, *wanted)] if pixels else [])
+    assert any("1 empty box left out" in note for note in data.notes) is (pixels is None)
 
 
 def test_difficult_objects_are_crowd(tmp_path: Path, build_boxes: Build) -> None:

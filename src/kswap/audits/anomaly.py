@@ -40,7 +40,7 @@ def audit(case: Case) -> Finding:
         return missing(TITLE, QUESTION, "no test images of forgotten classes")
     classes = [c for c in case.class_ids["forget"] if (answers.class_ids == c).sum() >= _LEAST]
     if not classes:
-        return missing(TITLE, QUESTION, f"fewer than {_LEAST} test images of each forgotten class")
+        return missing(TITLE, QUESTION, f"fewer than {_LEAST} test units of each forgotten class")
     tables = [_signals(case, classes)]
     values: dict[str, Any] = {}
     if case.reference is None or case.reference_level == "R3":

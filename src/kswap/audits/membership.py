@@ -89,7 +89,7 @@ def _too_small(subject: Subject) -> str:
             answers = subject.of(role, split)
             count = 0 if answers is None else len(answers)
             if count < _LEAST:
-                return f"{count} {split} images of {role}, {_LEAST} are needed"
+                return f"{count} {split} units of {role}, {_LEAST} are needed"
     return ""
 
 

@@ -18,7 +18,8 @@ from kswap.audits.features import BEFORE_HEAD, Batch, Observed
 from kswap.audits.layers import Tap, tapped
 from kswap.data import ImageSet
 from kswap.models.head import head_linear, recorded_head_inputs
-from kswap.models.tokens import as_tokens, box_masks, pooled, scales_of
+from kswap.models.tokens import as_tokens, behind_image, box_masks, pooled, scales_of
+from kswap.models.wrapping import bare
 from kswap.tasks import Examples, Scores
 from kswap.tasks.answers import (
     Detections,
@@ -55,10 +56,11 @@ class _SceneUnits:
     ) -> tuple[Tensor, Tensor | None, dict[str, tuple[Tensor, tuple[int, int] | None]]]:
         """Return logits in rows of the run, boxes or masks, and layer -> tokens and their grid."""
         observed, batch = self.observed, len(examples)
+        num_behind = behind_image(bare(observed.model).config)
         layers: dict[str, tuple[Tensor, tuple[int, int] | None]] = {}
 
         def record(tap: Tap, output: Tensor) -> None:
-            layers[tap.label] = as_tokens(output, batch, tap.width)
+            layers[tap.label] = as_tokens(output, batch, tap.width, num_behind=num_behind)
 
         with (
             tapped(observed.model, observed.taps, record),

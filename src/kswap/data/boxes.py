@@ -20,12 +20,13 @@ _WORDS: dict[str, str] = {
 
 
 def clean_boxes(
-    raw: Sequence[Any], kind: BoxFormat, where: str
+    raw: Sequence[Any], kind: BoxFormat, where: str, *, of_pixels: bool = False
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Return boxes as (kept, 4) left, top, right, bottom, and (n,) which of `raw` they are.
 
     Boxes without width or height are left out (annotation tools write some); whoever calls counts
-    them.
+    them. With `of_pixels` corners are the first and the last pixel inside, counted from 1, so that
+    a box whose corners are equal is one pixel.
 
     Raises:
         UserError: a box is not four finite numbers, or is inverted: then the format is another.
@@ -53,6 +54,8 @@ def clean_boxes(
             f"{where}: the box {one_line(box, 60)} is inverted, its width or height is negative "
             f"when read as {_WORDS[kind]}; correct it, or the format of the boxes"
         )
+    if of_pixels:
+        boxes[:, :2] -= boxes[:, :2] != 0  # counted from 0 all the same: no matter
     kept = np.asarray((boxes[:, 2:] > boxes[:, :2]).all(axis=1), bool)
     return boxes[kept], kept
 

@@ -32,6 +32,7 @@ from kswap.data.scenes import (
     SceneTable,
     Size,
     below,
+    check_crowd,
     make_legend,
     scene_table,
 )
@@ -154,7 +155,7 @@ def _categories(content: dict[str, Any], where: str) -> Legend:
         name = category.get("name")
         if not isinstance(name, str):
             raise UserError(f"{where}: categories[{place}] has no name; give it one")
-        if number in names:
+        if names.get(number, name) != name:
             raise UserError(
                 f"{where}: category id {number!r} stands for {one_line(names[number])!r} and "
                 f"{one_line(name)!r}; ids are given once, renumber one"
@@ -173,6 +174,8 @@ def _images(content: dict[str, Any], where: str) -> dict[int | str, dict[str, An
         name = image.get("file_name")
         if not isinstance(name, str):
             raise UserError(f"{where}: images[{place}] has no file_name; give it one")
+        if images.get(number) == image:  # an exact copy, as merged files have them
+            continue
         if number in images:
             raise UserError(
                 f"{where}: image id {number!r} is given twice ({one_line(name)!r} and "
@@ -214,6 +217,7 @@ def _by_image(
                 f"{where}: annotations[{place}].category_id is {one_line(category, 60)!r}, which "
                 f"is not in categories ({listed(legend.codes)}); add it there or correct it"
             )
+        check_crowd(annotation.get("iscrowd"), f"{where}: annotations[{place}].iscrowd")
         if image_id not in images:
             orphans += 1
             strangers[image_id] = None

@@ -277,6 +277,7 @@ def _boxed(
     size: Size | None,
     name: str,
 ) -> SceneCell:
+    reader.check(cell, name)
     legend = reader.legend([cell])
     objects, _ = reader.read(cell, legend, name)
     annotation = Annotation(objects=objects, size=size)

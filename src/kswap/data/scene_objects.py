@@ -10,7 +10,7 @@ import numpy as np
 
 from kswap.data.boxes import are_fractions, clean_boxes
 from kswap.data.hf_tables import find_column
-from kswap.data.scenes import Legend, Objects, make_legend
+from kswap.data.scenes import Legend, Objects, check_crowd, make_legend
 from kswap.data.text import count, listed, one_line
 from kswap.errors import UserError
 from kswap.settings import SourceConfig
@@ -133,6 +133,19 @@ class ObjectReader:
         self._named = getattr(inner, "names", None) or getattr(_inner(inner), "names", None)
         self._of_numbers: Legend | None = None
 
+    def check(self, cell: Cells, name: str) -> None:
+        """Refuse a class that is neither a name nor a number; before `legend`, which takes either.
+
+        Raises:
+            UserError: there is such a one.
+        """
+        for value in cell[self._class]:
+            if not isinstance(value, str | int | float):
+                raise UserError(
+                    f"{name}: the {self._class} of a box is {one_line(value, 60)!r}, which is no "
+                    "name or number of a class; correct it, or remove the box"
+                )
+
     def legend(self, cells: Sequence[Cells]) -> Names:
         """Return the classes of all these images."""
         values = [value for cell in cells for value in cell[self._class]]
@@ -164,10 +177,12 @@ class ObjectReader:
                 f"{name}: has {count(len(boxes), 'box')} and {count(len(classes), 'class')}; each "
                 "box has one class"
             )
+        for value in crowd:
+            check_crowd(value, f"{name}: {self._crowd}")
         codes = []
         for value in classes:
             number = value if numbers is None else numbers[value]
-            if not isinstance(number, int | float) or number not in legend.codes:
+            if number not in legend.codes:
                 raise UserError(
                     f"{name}: the class {one_line(value, 60)!r} has no name; give the names of the "
                     "numbers in class_names"

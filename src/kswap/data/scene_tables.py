@@ -95,6 +95,8 @@ def objects_table(
         for row in range(len(dataset))
     ]
     reader = ObjectReader(columns.keys, settings, id2label, where)
+    for row, cell in enumerate(cells):
+        reader.check(cell, f"{where}, row {row}")
     legend = reader.legend(cells)
     objects, empty = [], 0
     for row, cell in enumerate(cells):

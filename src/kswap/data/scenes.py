@@ -127,6 +127,19 @@ def scene_table(
     )
 
 
+def check_crowd(value: object, what: str) -> None:
+    """Refuse a flag that is none: a text "0" would be true.
+
+    Raises:
+        UserError: it is not 0, 1 or empty.
+    """
+    if value not in (0, 1, None):
+        raise UserError(
+            f"{what} is {one_line(value, 60)!r}; it is the number 1 for a crowd and 0 for a single "
+            "object, correct it"
+        )
+
+
 def is_background(name: str) -> bool:
     """Whether a class of this name is the absence of every class."""
     return plain(name) in BACKGROUND_NAMES

@@ -116,9 +116,7 @@ class _parse:  # noqa: N801 - reads like the function it is
             raw.append([box.findtext(key) for key in ("xmin", "ymin", "xmax", "ymax")])
             names.append(name)
             crowd.append((item.findtext("difficult") or "0").strip() == "1")
-        boxes, kept = clean_boxes(raw, "xyxy", where)
-        boxes[:, :2] -= 1  # VOC counts pixels from 1, and both corners are inside the box
-        self.boxes = boxes.clip(min=np.where(boxes == -1, 0, -np.inf))  # written from 0: no matter
+        self.boxes, kept = clean_boxes(raw, "xyxy", where, of_pixels=True)
         self.names = [name for name, keep in zip(names, kept, strict=True) if keep]
         self.crowd = np.asarray(crowd, bool)[kept]
         self.num_empty = int((~kept).sum())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -20,9 +21,12 @@ _EXTRAS = (0, 1, 2, 5, 3, 4, 6, 8, 9, 17)
 
 
 def as_tokens(
-    output: Tensor, batch: int, width: int
+    output: Tensor, batch: int, width: int, *, num_behind: int = 0
 ) -> tuple[Float[Tensor, "batch tokens channels"], tuple[int, int] | None]:
-    """Return a block's output as tokens, and the grid where its shape has one."""
+    """Return a block's output as tokens, and the grid where its shape has one.
+
+    The last `num_behind` of a sequence, which are no places of the image, are left out.
+    """
     if output.ndim == 4 and len(output) == batch:
         if output.shape[-1] != width and output.shape[1] == width:
             output = output.movedim(1, -1)
@@ -31,7 +35,13 @@ def as_tokens(
         output = output.transpose(0, 1)
     if output.ndim >= 3 and output.shape[-1] != width and output.shape[1] == width:
         output = output.movedim(1, -1)
-    return output.reshape(batch, -1, output.shape[-1]), None
+    tokens = output.reshape(batch, -1, output.shape[-1])
+    return tokens[:, : tokens.shape[1] - num_behind], None
+
+
+def behind_image(config: Any) -> int:
+    """Return how many tokens of a sequence lie behind those of the image: YOLOS's queries."""
+    return int(getattr(config, "num_detection_tokens", 0))
 
 
 def scales_of(
@@ -45,10 +55,12 @@ def scales_of(
 
     Returns:
         The least number of extra tokens that explains the sequence as one grid of a whole stride,
-        or as several of doubling strides; None where nothing does.
+        or as several of doubling strides; None where nothing does, as where queries are before
+        them (EoMT).
     """
+    strides = [one for one in range(1, 129) if _is_stride(one, size)]
     for extra in _EXTRAS:
-        for stride in range(1, 129):
+        for stride in strides:
             grid = _grid(size, stride)
             if math.prod(grid) == num_tokens - extra:
                 return extra, (grid,)
@@ -58,6 +70,14 @@ def scales_of(
             if sum(map(math.prod, grids)) == num_tokens:
                 return 0, grids
     return None
+
+
+def _is_stride(stride: int, size: tuple[int, int]) -> bool:
+    """Whether a model may have this stride: patches fill the image, or convolutions halve it.
+
+    Any other would explain nearly every number of tokens, with the wrong places.
+    """
+    return stride & (stride - 1) == 0 or not (size[0] % stride or size[1] % stride)
 
 
 def _grid(size: tuple[int, int], stride: int) -> tuple[int, int]:

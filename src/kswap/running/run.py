@@ -47,9 +47,9 @@ def finish(state: RunState, *, resume_from: Path) -> dict[str, Any]:
     model = base_model(state)
     state.heads = head.find_heads(model)
     state.blocks = structure.find_ffn_blocks(model)
-    for note in [*deeper_than(state.stages, len(state.blocks)), *_more_objects(state, model)]:
+    notes = [*deeper_than(state.stages, len(state.blocks)), *_more_objects(state, model)]
+    for note in [*notes, *_padding_as_picture(state, model)]:
         state.on_note(note)
-    _look_for_frame(state, model)
     # Where the base is sharded, the whole of it is kept for what is saved.
     whole_base = shard_base(state, model) if shards_base() else None
     knowledge = Knowledge(state)
@@ -69,12 +69,24 @@ def finish(state: RunState, *, resume_from: Path) -> dict[str, Any]:
     return save(state, swapped, groups, whole_base)
 
 
-def _look_for_frame(state: RunState, model: Any) -> None:
-    """Find out, before anything is recorded, what a detector's boxes are fractions of."""
+def _padding_as_picture(state: RunState, model: Any) -> list[str]:
+    """Return a note where images are padded for a detector that takes padding for picture.
+
+    What its boxes are fractions of is found out here, before anything is recorded.
+    """
     for images in (one for splits in state.data.sets.values() for one in splits.values()):
         if len(images) and images.boxes is not None and images.sizes is not None:
-            frame_of(model, make_examples(take(images, slice(0, 1)), state.pixels))
-            return
+            examples = make_examples(take(images, slice(0, 1)), state.pixels)
+            if frame_of(model, examples) is None:
+                return []
+            height, width = examples.pixels.shape[-2:]
+            return [
+                f"images of several sizes are padded to {width}x{height} pixels, which "
+                f"{type(model).__name__} takes for picture: it may score lower here than on the "
+                "images alone; where its preprocessor_config.json has one size "
+                "(size: {height: ..., width: ...}) nothing is padded"
+            ]
+    return []
 
 
 def _more_objects(state: RunState, model: Any) -> list[str]:

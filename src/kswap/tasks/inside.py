@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from kswap.data import ImageSet
 from kswap.models.features import Places, Tokens, width_of
 from kswap.models.head import Head, head_linear
-from kswap.models.tokens import as_tokens, pooled, scales_of
+from kswap.models.tokens import as_tokens, behind_image, pooled, scales_of
 from kswap.models.wrapping import bare
 from kswap.objectives import Units
 from kswap.tasks import Examples, Teacher, View
@@ -161,7 +161,9 @@ def features_of(
     for number, block in places.blocks:
         if number in tokens.blocks:
             channels = width_of(base, block)
-            layers[f"{number} mean"] = as_tokens(tokens.blocks[number], count, channels)
+            layers[f"{number} mean"] = as_tokens(
+                tokens.blocks[number], count, channels, num_behind=behind_image(base.config)
+            )
     found = {}
     for name, (values, grid) in layers.items():
         rows = _of_units(values.float(), grid, slots, size_of(examples))

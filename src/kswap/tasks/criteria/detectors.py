@@ -135,7 +135,9 @@ def matching_aware_detector(call: Call, targets: Targets, counts: Normaliser) ->
     class: matching_aware(x, IoU) / N. With `use_dense_one_to_one` boxes are fitted by every query
     that any layer gives an object to; such a layer comes as two, one that fits boxes and has no
     class loss, and one the other way round. How many fit is only known of the micro-batch; for its
-    whole batch it is taken to be in proportion to the objects.
+    whole batch it is taken to be in proportion to the objects. (Without auxiliary losses the
+    library also matches the denoising queries of a model in training mode, as it did for D-FINE
+    before its pull request 48528. That is not followed.)
     """
     from transformers.loss.loss_deimv2 import Deimv2Loss
     from transformers.loss.loss_rt_detr import RTDetrHungarianMatcher
