@@ -13,6 +13,7 @@ import yaml
 from audits.conftest import save_model, shift_weights
 from conftest import NEW, OLD, tiny_processor, tiny_vit
 from safetensors.torch import load_file, save_file
+from transformers import ViTForImageClassification, ViTImageProcessorPil
 
 import kswap
 from kswap.audits import quality, relearning, retraining
@@ -444,6 +445,19 @@ def reference_gone(run_dir: Path, tmp: Path) -> list[str]:
     return [str(run_dir), "--reference", str(tmp / "none")]
 
 
+def reference_of_another_size(run_dir: Path, tmp: Path) -> list[str]:
+    model = save_model(tmp / "reference", (*OLD[1:], *NEW))
+    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(model)
+    return [str(run_dir), "--reference", str(model)]
+
+
+def backbone_of_another_size(run_dir: Path, tmp: Path) -> list[str]:
+    config = tiny_vit(OLD[1:]).config
+    config.image_size = 64
+    ViTForImageClassification(config).save_pretrained(tmp / "backbone")
+    return [str(run_dir), "--reference", str(tmp / "backbone"), "--train-reference"]
+
+
 def reference_of_another_task(run_dir: Path, tmp: Path) -> list[str]:
     from criteria_models import PER_PIXEL
 
@@ -472,6 +486,8 @@ REFUSED = {
     with_reference("green", "blue", "yellow", "magenta"): "lacks cyan",
     reference_gone: "--reference: there is no folder",
     reference_of_another_task: "does segmentation, the run classification",
+    reference_of_another_size: "reference' cannot take images of (16, 16) pixels",
+    backbone_of_another_size: "backbone cannot take images of (32, 32) pixels, which the base's",
     level_of_no_reference: "of no reference",
     trained_from_the_base: "the base saw the classes to forget",
 }

@@ -29,7 +29,7 @@ from kswap.data.text import listed
 from kswap.errors import UserError
 from kswap.files import write_bytes
 from kswap.models.artefact import save_model
-from kswap.models.checks import brief
+from kswap.models.checks import brief, check_fits
 from kswap.models.loading import Loaded, quiet
 from kswap.settings import Role
 from kswap.tasks import Pixels, find, make_examples
@@ -76,7 +76,8 @@ def train_reference(
         report: called with steps done and steps in all.
 
     Raises:
-        UserError: it cannot be loaded, is of another family, or knows the classes to forget.
+        UserError: it cannot be loaded, is of another family, knows the classes to forget, or takes
+            no images of the base's processor.
     """
     if to_dir.exists():
         raise UserError(
@@ -90,6 +91,7 @@ def train_reference(
     _refuse_known(source, model.kswap_labels, [data.id2label[c] for c in data.class_ids["forget"]])
     task = find(base.task)
     train, validation = _sets(data, wanted)
+    _check_takes(source, model, pixels(train[0].images[:1]))
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=recipe.rate, weight_decay=recipe.weight_decay
     )
@@ -189,6 +191,20 @@ def _refuse_known(source: str, labels: Mapping[int, str], forgotten: Sequence[st
             f"--train-reference: {source} knows {listed(known)}, which the run forgets; a "
             "reference never saw them, name a backbone pretrained without"
         )
+
+
+def _check_takes(source: str, model: Any, pixel_values: Tensor) -> None:
+    """Refuse a backbone whose images are of another size than the base's."""
+    model.eval()
+    try:
+        with torch.no_grad():
+            check_fits(model, pixel_values, source)
+    except UserError:
+        size = tuple(pixel_values.shape[-2:])
+        raise UserError(
+            f"--train-reference: {source} cannot take images of {size} pixels, which the base's "
+            "image processor makes; name a backbone for that size"
+        ) from None
 
 
 def _sets(data: SwapData, wanted: Sequence[int]) -> tuple[list[ImageSet], list[ImageSet]]:
