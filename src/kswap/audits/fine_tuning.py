@@ -1,9 +1,9 @@
 """An R2 reference made here: a pretrained backbone fine-tuned on retain and learn alone.
 
 All weights train on the task's own loss; the epoch is chosen on validation images (train images
-held out, where there are none). The backbone's pretraining may have held the classes to forget:
-that is what R2 means. What it took is written beside the weights, as reference.json: the seconds of
-retraining, with which a swap is compared.
+held out, where there are none; the last is taken where these are too few). The backbone's
+pretraining may have held the classes to forget: that is what R2 means. What it took is written
+beside the weights, as reference.json: the seconds of retraining, with which a swap is compared.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def train_reference(
 
     Raises:
         UserError: it cannot be loaded, is of another family, knows the classes to forget, or takes
-            no images of the base's processor.
+            no images of the base's processor; or the run keeps one class.
     """
     if to_dir.exists():
         raise UserError(
@@ -86,6 +86,11 @@ def train_reference(
         )
     begin = time.perf_counter()
     wanted = [c for role in _ROLES if role in data.sets for c in data.class_ids.get(role, ())]
+    if len(wanted) < 2:
+        raise UserError(
+            f"--train-reference: the run keeps {listed(data.id2label[c] for c in wanted)} alone, "
+            "and a model of one class answers nothing else; leave --train-reference out"
+        )
     torch.manual_seed(seed)
     model = _load(source, base, [data.id2label[c] for c in wanted]).to(device)
     _refuse_known(source, model.kswap_labels, [data.id2label[c] for c in data.class_ids["forget"]])
@@ -127,11 +132,12 @@ def train_reference(
             ).total
             for part in validation
         ]
-        if float(np.mean(scores)) > best[0]:
+        reached = float(np.mean(scores)) if scores else epoch  # nothing to choose by: the last
+        if reached > best[0]:
             state = {
                 name: value.detach().cpu().clone() for name, value in model.state_dict().items()
             }
-            best = float(np.mean(scores)), state
+            best = reached, state
     model.load_state_dict(best[1])
     saved = save_model(model.cpu().eval(), to_dir, processor=base.processor)
     took = {
