@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -36,9 +37,7 @@ from kswap.models.structure import shown
 
 _RECIPE = """\
 ---
-base_model: {base}
-library_name: peft
----
+{front}---
 # Adapter
 
 LoRA matrices and the class head for `{base}`, made by [kswap](https://pypi.org/project/kswap).
@@ -48,7 +47,7 @@ from peft import PeftModel
 {imports}from transformers import AutoConfig, AutoImageProcessor, {auto_class}
 
 config = AutoConfig.from_pretrained("{folder}")  # this folder: it knows the extended label map
-base = {auto_class}.from_pretrained("{base}", config=config, ignore_mismatched_sizes=True)
+base = {auto_class}.from_pretrained({quoted}, config=config, ignore_mismatched_sizes=True)
 {embeddings}model = PeftModel.from_pretrained(base, "{folder}").eval()
 processor = AutoImageProcessor.from_pretrained("{folder}")
 ```
@@ -88,7 +87,11 @@ def save_adapter(
         _sort_targets(folder / "adapter_config.json")
         asks = has_embeddings(peft_model.get_base_model())
         text = _RECIPE.format(
+            front=yaml.safe_dump(
+                {"base_model": base_name, "library_name": "peft"}, allow_unicode=True
+            ),
             base=base_name,
+            quoted=json.dumps(base_name, ensure_ascii=False),  # read by Python alike
             imports="" if asks else "from torch import nn\n",
             embeddings="" if asks else _EMBEDDINGS,
             folder=to_dir.name,
