@@ -178,6 +178,8 @@ def test_a_second_swap_starts_from_the_first_ones_model(finished, old_images, tm
     assert second.scores["1-forget"]["learn"] is None
     model, _ = kswap.load(second.run_dir)
     assert model.config.kswap["forgotten"] == ["green", "red"]
+    adapter = json.loads((second.run_dir / "adapter" / "config.json").read_text())
+    assert adapter["kswap"] == model.config.kswap
     # and so says the card, which names the first run, not the folder model/ in it
     assert second.results["base"]["forgotten"] == ["red"]
     card = (second.run_dir / "README.md").read_text()

@@ -65,7 +65,12 @@ _EMBEDDINGS = (
 
 
 def save_adapter(
-    peft_model: PeftModel, to_dir: str | Path, *, base_name: str, processor: Any
+    peft_model: PeftModel,
+    to_dir: str | Path,
+    *,
+    base_name: str,
+    processor: Any,
+    kswap: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the adapter as a standard PEFT folder: LoRA, head, label map, image processor, recipe.
 
@@ -74,6 +79,7 @@ def save_adapter(
         to_dir: Folder to write; replaced when it exists.
         base_name: Hub id or folder of the base, as the user named it.
         processor: Image processor.
+        kswap: What `config.kswap` says, as of `merged_model`; None: what the base's does.
     """
     to_dir = Path(to_dir)
 
@@ -82,7 +88,7 @@ def save_adapter(
         lora.base_model_name_or_path = base_name
         with quiet():
             peft_model.save_pretrained(str(folder), save_embedding_layers=False)
-            _plain_config(peft_model.get_base_model()).save_pretrained(folder)
+            _plain_config(peft_model.get_base_model(), kswap).save_pretrained(folder)
             processor.save_pretrained(folder)
         _sort_targets(folder / "adapter_config.json")
         asks = has_embeddings(peft_model.get_base_model())
@@ -204,8 +210,10 @@ def _auto_class(model: Any) -> str:
     return "AutoModelForImageClassification" if is_classifier(model) else name
 
 
-def _plain_config(model: Any) -> Any:
+def _plain_config(model: Any, kswap: Mapping[str, Any] | None) -> Any:
     config = copy.deepcopy(model.config)
+    if kswap is not None:
+        config.kswap = dict(kswap)
     config.architectures = [type(model).__name__]
     return config
 
