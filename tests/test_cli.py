@@ -493,6 +493,9 @@ def test_what_a_finished_run_is_used_for(values, tmp_path, capsys, new_images):
     assert "is within the run" in said
     assert not (folder / "model/x").exists()
     assert "is a folder; name image files" in refused(["predict", str(to), str(to)], capsys)
+    moved = folder.rename(tmp_path / "moved")
+    said = refused(run(values, tmp_path, "--output", str(moved)), capsys)
+    assert f"began as '{folder}' and was moved or copied; move it back" in said
     (to / "preprocessor_config.json").write_text("{}")
     assert "its image processor makes" in refused(["predict", str(to), image], capsys)
 
