@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -73,14 +73,15 @@ def load_run(run_dir: Path, results: Mapping[str, Any], *, level: Level, seed: i
             f"{run_dir}: the weights of {config.model} are not those that the run began with (they "
             "have changed, or a model was given in memory); restore them"
         )
-    data = _read(config, base, base.processor)
+    swapped, processor = artefact.load(run_dir)
+    base = replace(base, processor=processor)  # the run's own, also where it was given in memory
+    data = _read(config, base, processor)
     names = {r: [data.id2label[c] for c in data.class_ids.get(r, ())] for r in ROLES}
     if names != results["classes"]:
         raise UserError(
             f"{run_dir}: the classes of its data are not those of the run (the data has changed, "
             "or was given in memory); restore it"
         )
-    swapped, _ = artefact.load(run_dir)
     labels = {int(i): str(name) for i, name in swapped.config.id2label.items()}
     if labels != data.id2label:
         raise UserError(
