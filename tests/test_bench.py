@@ -10,6 +10,7 @@ import os
 import pytest
 import yaml
 from conftest import NEW, OLD, tiny_processor, tiny_vit
+from tiny_runs import tiny_run
 
 from kswap.benching.arms import Arm, make_arms, matched_steps
 from kswap.benching.execution import check_runs, make_jobs
@@ -231,13 +232,31 @@ def test_relative_paths_are_those_of_the_run(values, tmp_path, monkeypatch):
     values["model"] = os.path.relpath(values["model"])
     (job,) = make_jobs(lambda arm: values, [Arm("default", "J")], [0], tmp_path / "runs")
     job.config.output.mkdir(parents=True)
-    kept = resolve(job.config.for_task("classification"))
-    write_config(RunFolder(job.config.output), kept, {})
+    write_config(RunFolder(job.config.output), resolve(job.config), {})
     check_runs([job])
     changed = {**values, "training": {**values["training"], "views": 3}}
     (job,) = make_jobs(lambda arm: changed, [Arm("default", "J")], [0], tmp_path / "runs")
     with pytest.raises(UserError, match=r"training\.views was 2, now 3"):
         check_runs([job])
+
+
+def test_what_is_written_for_a_run_is_the_preset_of_the_models_task(tmp_path):
+    scenes = tiny_run("segmentation", tmp_path)
+    scenes.pop("stages")
+    full, variant = make_jobs(
+        lambda arm: scenes,
+        [Arm("default", "LF"), Arm("default", "LF", "no-replay")],
+        [0],
+        tmp_path / "runs",
+    )
+    wanted = SwapConfig.from_mapping({**scenes, "task": "segmentation"})
+    for job in (full, variant):
+        read = SwapConfig.from_mapping(job.config.to_mapping()).for_task("segmentation")
+        assert read.stages.learn == wanted.stages.learn
+        assert read.adapter == wanted.adapter
+    terms = wanted.stages.forget.terms
+    assert full.config.stages.forget.terms == terms
+    assert variant.config.stages.forget.terms.keys() == terms.keys()
 
 
 @pytest.mark.parametrize("environment", [{}, {"environment": {"kswap": "0.1.0"}}])

@@ -462,6 +462,16 @@ def test_onnx_gives_the_runs_logits_and_dropped_rows_are_gone(values, tmp_path, 
         assert torch.allclose(logits, expected[:, list(rows)], atol=1e-4)
 
 
+def test_a_classifier_of_one_class_is_not_exported(values, tmp_path, capsys):
+    values["forget"]["classes"] = list(OLD[1:])
+    assert main(run(values, tmp_path, "--order", "F", "--stages.forget.max_steps", "1")) == 0
+    words = ["export", str(tmp_path / "run"), "--to", str(tmp_path / "out")]
+    said = refused([*words, "--drop-forgotten"], capsys)
+    assert "3 of 4 classes" in said
+    assert not (tmp_path / "out").exists()
+    assert main(words) == 0
+
+
 @pytest.mark.parametrize("preset", ["default", "retain-free"])
 def test_the_keys_to_set_where_every_class_is_forgotten_are_named(preset, values, tmp_path, capsys):
     every_class_forgotten(values, tmp_path)
@@ -504,6 +514,9 @@ def test_what_a_finished_run_is_used_for(values, tmp_path, capsys, new_images):
     assert "is within the run" in said
     assert not (folder / "model/x").exists()
     assert "is a folder; name image files" in refused(["predict", str(to), str(to)], capsys)
+    moved = folder.rename(tmp_path / "moved")
+    said = refused(run(values, tmp_path, "--output", str(moved)), capsys)
+    assert f"began as '{folder}' and was moved or copied; move it back" in said
     (to / "preprocessor_config.json").write_text("{}")
     assert "its image processor makes" in refused(["predict", str(to), image], capsys)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -75,6 +76,24 @@ def test_config_is_frozen():
     config = SwapConfig.from_mapping(MINIMAL)
     with pytest.raises(ValidationError, match="frozen"):
         config.seed = 3
+
+
+def test_a_copy_with_other_values_keeps_them_whatever_the_task_brings():
+    first = SwapConfig.from_mapping({**MINIMAL, "data": {"augment": "flip"}, "output": "a"})
+    stages = first.stages.model_copy(
+        update={"learn": first.stages.learn.model_copy(update={"epochs": 2.5})}
+    )
+    other = first.model_copy(
+        update={"seed": 3, "output": Path("b"), "stages": stages, "preset": "paper"}
+    )
+    for config in (other, other.for_task("classification"), other.model_copy(deep=True)):
+        assert (config.seed, str(config.output), config.preset) == (3, "b", "paper")
+        assert config.stages.learn.epochs == 2.5
+        assert config.data.augment == "flip"  # given before
+        assert config.head.init == "random"  # the preset's
+    assert first.for_task("classification").seed == 0
+    with pytest.raises(UserError, match="an order is one or more of L"):
+        first.model_copy(update={"order": "LX"})
 
 
 @pytest.mark.parametrize(

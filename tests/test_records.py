@@ -27,6 +27,7 @@ def jobs_in(folder, **changes):
     """One run of order LF, whose model lies in the folder of the benchmark."""
     values = {
         "model": str(folder / "base"),
+        "task": "classification",
         "learn": {"data": "images", "classes": ["a"]},
         "forget": {"data": "images", "classes": ["b"]},
         "retain": {"data": "images"},

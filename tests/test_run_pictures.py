@@ -104,7 +104,9 @@ def test_predict_writes_drawn_pictures_and_never_over_its_images(finished, tmp_p
     with Image.open(tmp_path / "drawn" / "x-answer.png") as image:
         assert image.width >= 90
     assert main([*words[:-1], images[0]]) == 2
-    assert "is no folder to write to" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "is no folder to write to" in said
+    assert "; name another folder" in said
 
 
 def test_predict_answers_nothing_where_a_later_file_is_no_image(finished, tmp_path, capsys):

@@ -15,8 +15,10 @@ from conftest import NEW, OLD, tiny_processor, tiny_vit
 from safetensors.torch import load_file
 from tiny_runs import OLD as OLD_SCENES
 from tiny_runs import TASKS, tiny_run
+from transformers import AutoModelForImageClassification
 
 import kswap
+from kswap.audits.work import load_run
 from kswap.config import SwapConfig, resolve
 from kswap.errors import UserError
 from kswap.plan import plan
@@ -178,6 +180,8 @@ def test_a_second_swap_starts_from_the_first_ones_model(finished, old_images, tm
     assert second.scores["1-forget"]["learn"] is None
     model, _ = kswap.load(second.run_dir)
     assert model.config.kswap["forgotten"] == ["green", "red"]
+    adapter = json.loads((second.run_dir / "adapter" / "config.json").read_text())
+    assert adapter["kswap"] == model.config.kswap
     # and so says the card, which names the first run, not the folder model/ in it
     assert second.results["base"]["forgotten"] == ["red"]
     card = (second.run_dir / "README.md").read_text()
@@ -238,6 +242,18 @@ def test_data_in_memory_goes_before_the_configs_which_is_not_read_for_it(values,
     for again in (kswap.evaluate, kswap.audit):
         with pytest.raises(UserError, match=r"data \(learn\) was given in memory"):
             again(result.run_dir)
+
+
+def test_a_run_is_looked_at_again_through_the_processor_that_it_was_given(values):
+    processor = tiny_processor()
+    processor.image_mean = [6.0, -6.0, 0.0]
+    model = AutoModelForImageClassification.from_pretrained(values["model"])
+    result = kswap.swap(SwapConfig.from_mapping(values), model=model, processor=processor)
+    last = result.results["stages"][-1]
+    assert kswap.evaluate(result.run_dir) == {key: last[key] for key in ("scores", "per_class")}
+    work = load_run(result.run_dir, result.results, level="quick", seed=0)
+    images = work.data.sets["retain"]["test"].images[:1]
+    assert work.data.pixels(images)[0, 0].max() < -9  # (1 - 6) / 0.5
 
 
 def files_of(run_dir):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
+from pydantic_core import to_jsonable_python
 
 from kswap.errors import UserError, closest, printable
 from kswap.presets import PRESETS
@@ -153,6 +154,22 @@ class SwapConfig(Frozen):
     def __eq__(self, other: object) -> bool:
         """Whether every value is the same, wherever it came from."""
         return isinstance(other, SwapConfig) and self.to_mapping() == other.to_mapping()
+
+    def model_copy(
+        self, *, update: Mapping[str, Any] | None = None, deep: bool = False
+    ) -> SwapConfig:
+        """Return a copy with other values, which are validated and go before the preset's.
+
+        A mapping or section replaces what was given of that key. Another preset brings its own
+        values for what was not given.
+
+        Raises:
+            UserError: a key or a value is wrong.
+        """
+        if not update:
+            return super().model_copy(deep=deep)
+        given = self._given or self.to_mapping()
+        return SwapConfig.from_mapping({**given, **to_jsonable_python(dict(update))})
 
     def for_task(self, task: TaskName) -> SwapConfig:
         """Return the config with the preset's values for the task of the model.

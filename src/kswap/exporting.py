@@ -14,7 +14,7 @@ from kswap.manifest import check_files
 from kswap.models.artefact import load
 from kswap.models.export import export_onnx
 from kswap.models.head import drop_rows
-from kswap.models.loading import quiet
+from kswap.models.loading import quiet, task_of
 
 
 def export(
@@ -29,7 +29,7 @@ def export(
         drop_forgotten: remove the rows of forgotten classes; the ids behind them move up.
 
     Raises:
-        UserError: the run is not finished, the folder exists, or nothing would be left of the head.
+        UserError: the run is not finished, the folder exists, or too few classes would be left.
     """
     try:
         inside = run_dir.resolve() in (to_dir.resolve(), *to_dir.resolve().parents)
@@ -50,6 +50,11 @@ def export(
             raise UserError(
                 f"--drop-forgotten: all {len(ids)} classes of {run_dir} are forgotten, "
                 "none would be left; export without it"
+            )
+        if len(ids) == len(model.config.id2label) - 1 and task_of(model) == "classification":
+            raise UserError(
+                f"--drop-forgotten: {len(ids)} of {len(ids) + 1} classes of {run_dir} are "
+                "forgotten, and a classifier has at least two; export without it"
             )
         drop_rows(model, ids)
         model.config.kswap = {**swapped, "forgotten": []}

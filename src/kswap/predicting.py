@@ -122,7 +122,9 @@ def _folder(to: Path) -> Iterator[None]:
             made += [folder for folder in (to, *to.parents) if not folder.exists()]
             to.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"--to: {to} is no folder to write to ({error.strerror})") from None
+            raise UserError(
+                f"--to: {to} is no folder to write to ({error.strerror}); name another folder"
+            ) from None
         yield
     finally:
         for folder in made:

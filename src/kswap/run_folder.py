@@ -193,6 +193,11 @@ def check_config(folder: RunFolder, config: SwapConfig) -> bool:
     if difference:
         check_files(folder.path, "config.yaml")  # damage would read as another config
         field, was, now = difference
+        if field == "output":
+            raise UserError(
+                f"output: {folder.path} holds a run that began as {was!r} and was moved or copied; "
+                "move it back to go on with it, or name another folder"
+            )
         raise UserError(
             f"output: {folder.path} holds a run with another config: "
             f"{field} was {was!r}, now {now!r}; name another folder, or restore the value"

@@ -223,12 +223,13 @@ def evaluate(run_dir: str | Path) -> dict[str, Any]:
     config = SwapConfig.from_yaml(run_dir / "config.yaml")
     check_data_is_named(run_dir, config, results, verb="evaluate")
     base = load_base(config.model)
+    model, processor = artefact.load(run_dir)  # the run's own, also where it was given in memory
     accelerator = make_accelerator(config.training, run_dir)
     data = build_data(
         config,
         task=base.task,
         id2label=base.id2label,
-        processor=base.processor,
+        processor=processor,
         forgotten=base.forgotten,
     )
     if {r: [data.id2label[c] for c in data.class_ids.get(r, ())] for r in ROLES} != results[
@@ -238,7 +239,6 @@ def evaluate(run_dir: str | Path) -> dict[str, Any]:
             f"{run_dir}: the classes of its data are not those of the run (the data has changed, "
             "or was given in memory); restore it"
         )
-    model, _ = artefact.load(run_dir)
     return score_roles(
         model.to(accelerator.device),
         find(base.task),

@@ -11,11 +11,13 @@ import pytest
 import torch
 import yaml
 from audits.conftest import save_model, shift_weights
-from conftest import NEW, OLD, tiny_processor, tiny_vit
+from conftest import NEW, OLD, tiny_processor, tiny_vit, write_colours
 from safetensors.torch import load_file, save_file
+from transformers import ViTForImageClassification, ViTImageProcessorPil
 
 import kswap
 from kswap.audits import quality, relearning, retraining
+from kswap.audits.measuring import make_reference
 from kswap.audits.references import NOTES, describe, match_rows
 from kswap.audits.subjects import Subject
 from kswap.cli import main
@@ -295,6 +297,31 @@ def test_a_reference_is_trained_for_each_run_with_its_seed(more_runs, tmp_path):
     assert [answer["reference"]["model"] for answer in found] == [str(path) for path in made]
 
 
+def test_a_reference_is_trained_on_two_classes_of_an_image_each_and_on_no_fewer(
+    base_dir, tmp_path, capsys
+):
+    images = write_colours(tmp_path / "images", OLD, count=2)  # one to train, one to test
+    values = {
+        "model": str(base_dir),
+        "order": "F",
+        "forget": {"data": str(images), "classes": ["red"]},
+        "retain": {"data": str(images), "classes": ["green", "blue"]},
+        "training": {"device": "cpu"},
+        "stages": {"forget": {"max_steps": 1, "min_steps": 1}},
+        "output": str(tmp_path / "two"),
+    }
+    backbone = str(save_model(tmp_path / "backbone", ("sand", "snow")))
+    two = kswap.swap(SwapConfig.from_mapping(values))
+    assert two.results["images"]["retain"] == {"train": 2, "validation": 0, "test": 2}
+    make_reference(two.run_dir, backbone, tmp_path / "made", seed=0)
+    assert tuple(load_base(str(tmp_path / "made")).id2label.values()) == ("green", "blue")
+    values["retain"]["classes"] = ["green"]
+    one = kswap.swap(SwapConfig.from_mapping({**values, "output": str(tmp_path / "one")})).run_dir
+    words = ["audit", str(one), "--reference", backbone, "--train-reference"]
+    assert "the run keeps green alone" in refused(words, capsys)
+    assert not one.with_name("one-reference").exists()
+
+
 def same_seed(run: Path) -> None:
     change(run, lambda v: v.update(seed=0))
 
@@ -444,6 +471,19 @@ def reference_gone(run_dir: Path, tmp: Path) -> list[str]:
     return [str(run_dir), "--reference", str(tmp / "none")]
 
 
+def reference_of_another_size(run_dir: Path, tmp: Path) -> list[str]:
+    model = save_model(tmp / "reference", (*OLD[1:], *NEW))
+    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(model)
+    return [str(run_dir), "--reference", str(model)]
+
+
+def backbone_of_another_size(run_dir: Path, tmp: Path) -> list[str]:
+    config = tiny_vit(OLD[1:]).config
+    config.image_size = 64
+    ViTForImageClassification(config).save_pretrained(tmp / "backbone")
+    return [str(run_dir), "--reference", str(tmp / "backbone"), "--train-reference"]
+
+
 def reference_of_another_task(run_dir: Path, tmp: Path) -> list[str]:
     from criteria_models import PER_PIXEL
 
@@ -472,6 +512,8 @@ REFUSED = {
     with_reference("green", "blue", "yellow", "magenta"): "lacks cyan",
     reference_gone: "--reference: there is no folder",
     reference_of_another_task: "does segmentation, the run classification",
+    reference_of_another_size: "reference' cannot take images of (16, 16) pixels",
+    backbone_of_another_size: "backbone cannot take images of (32, 32) pixels, which the base's",
     level_of_no_reference: "of no reference",
     trained_from_the_base: "the base saw the classes to forget",
 }

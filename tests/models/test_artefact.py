@@ -1,5 +1,6 @@
 """What is written is read by plain PEFT and transformers to the same logits, without kswap."""
 
+import ast
 import json
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+import yaml
 from models.families import FAMILIES, LABELS, tiny_inputs, tiny_processor
 from peft import PeftModel
 from PIL import Image
@@ -111,6 +113,16 @@ def test_what_an_adapter_folder_holds(built, tmp_path):
     save_adapter(peft_model, folder, base_name="owner/base", processor=processor)
     assert first == {path.name: path.read_bytes() for path in folder.iterdir()}
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_the_recipe_names_any_base(built, tmp_path):
+    name = 'bases: "best" #1\\é'
+    peft_model, processor, _ = swapped(built, "vit", tmp_path)
+    folder = save_adapter(peft_model, tmp_path / "adapter", base_name=name, processor=processor)
+    recipe = (folder / "README.md").read_text(encoding="utf-8")
+    assert yaml.safe_load(recipe.split("---\n")[1]) == {"base_model": name, "library_name": "peft"}
+    code = ast.parse(recipe.split("```python\n")[1].split("```")[0])
+    assert name in {node.value for node in ast.walk(code) if isinstance(node, ast.Constant)}
 
 
 def test_an_adapter_whose_head_is_frozen_still_holds_the_head(built, tmp_path):

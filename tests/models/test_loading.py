@@ -179,7 +179,13 @@ def _missing_shard(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
 
+def _as_a_run(folder: Path) -> None:
+    (folder / "model").mkdir()
+    (folder / "config.json").rename(folder / "model" / "config.json")
+
+
 REFUSALS = {
+    "a run": (_as_a_run, "is a run, not a model; name the model it left, '.*/model'"),
     "no config": (lambda f: (f / "config.json").unlink(), "no config.json"),
     "broken config": (lambda f: (f / "config.json").write_text('{"model_type": '), "config.json"),
     "binary config": (lambda f: (f / "config.json").write_bytes(b"\xff\xfe\x00"), "config.json"),

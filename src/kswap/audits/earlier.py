@@ -46,7 +46,7 @@ def _images(work: Work, name: str) -> SwapData | None:
             continue
         own = source.model_copy(update={"classes": (name,)})
         none = dict.fromkeys(("learn", "retain"))
-        config = work.config.model_copy(update={**none, "forget": own})
+        config = work.config.model_copy(update={**none, "forget": own, "order": "F"})
         try:
             return build_data(
                 config,

@@ -1,9 +1,9 @@
 """An R2 reference made here: a pretrained backbone fine-tuned on retain and learn alone.
 
 All weights train on the task's own loss; the epoch is chosen on validation images (train images
-held out, where there are none). The backbone's pretraining may have held the classes to forget:
-that is what R2 means. What it took is written beside the weights, as reference.json: the seconds of
-retraining, with which a swap is compared.
+held out, where there are none; the last is taken where these are too few). The backbone's
+pretraining may have held the classes to forget: that is what R2 means. What it took is written
+beside the weights, as reference.json: the seconds of retraining, with which a swap is compared.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from kswap.data.text import listed
 from kswap.errors import UserError
 from kswap.files import write_bytes
 from kswap.models.artefact import save_model
-from kswap.models.checks import brief
+from kswap.models.checks import brief, check_fits
 from kswap.models.loading import Loaded, quiet
 from kswap.settings import Role
 from kswap.tasks import Pixels, find, make_examples
@@ -76,7 +76,8 @@ def train_reference(
         report: called with steps done and steps in all.
 
     Raises:
-        UserError: it cannot be loaded, is of another family, or knows the classes to forget.
+        UserError: it cannot be loaded, is of another family, knows the classes to forget, or takes
+            no images of the base's processor; or the run keeps one class.
     """
     if to_dir.exists():
         raise UserError(
@@ -85,11 +86,17 @@ def train_reference(
         )
     begin = time.perf_counter()
     wanted = [c for role in _ROLES if role in data.sets for c in data.class_ids.get(role, ())]
+    if len(wanted) < 2:
+        raise UserError(
+            f"--train-reference: the run keeps {listed(data.id2label[c] for c in wanted)} alone, "
+            "and a model of one class answers nothing else; leave --train-reference out"
+        )
     torch.manual_seed(seed)
     model = _load(source, base, [data.id2label[c] for c in wanted]).to(device)
     _refuse_known(source, model.kswap_labels, [data.id2label[c] for c in data.class_ids["forget"]])
     task = find(base.task)
     train, validation = _sets(data, wanted)
+    _check_takes(source, model, pixels(train[0].images[:1]))
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=recipe.rate, weight_decay=recipe.weight_decay
     )
@@ -125,11 +132,12 @@ def train_reference(
             ).total
             for part in validation
         ]
-        if float(np.mean(scores)) > best[0]:
+        reached = float(np.mean(scores)) if scores else epoch  # nothing to choose by: the last
+        if reached > best[0]:
             state = {
                 name: value.detach().cpu().clone() for name, value in model.state_dict().items()
             }
-            best = float(np.mean(scores)), state
+            best = reached, state
     model.load_state_dict(best[1])
     saved = save_model(model.cpu().eval(), to_dir, processor=base.processor)
     took = {
@@ -189,6 +197,20 @@ def _refuse_known(source: str, labels: Mapping[int, str], forgotten: Sequence[st
             f"--train-reference: {source} knows {listed(known)}, which the run forgets; a "
             "reference never saw them, name a backbone pretrained without"
         )
+
+
+def _check_takes(source: str, model: Any, pixel_values: Tensor) -> None:
+    """Refuse a backbone whose images are of another size than the base's."""
+    model.eval()
+    try:
+        with torch.no_grad():
+            check_fits(model, pixel_values, source)
+    except UserError:
+        size = tuple(pixel_values.shape[-2:])
+        raise UserError(
+            f"--train-reference: {source} cannot take images of {size} pixels, which the base's "
+            "image processor makes; name a backbone for that size"
+        ) from None
 
 
 def _sets(data: SwapData, wanted: Sequence[int]) -> tuple[list[ImageSet], list[ImageSet]]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from kswap.audits.findings import Level
 from kswap.audits.fine_tuning import train_reference
@@ -17,6 +19,7 @@ from kswap.data import SwapData, build_data
 from kswap.data.text import listed
 from kswap.errors import UserError
 from kswap.models import artefact
+from kswap.models.checks import check_fits
 from kswap.models.loading import Loaded, load_base
 from kswap.run_folder import check_data_is_named
 from kswap.settings import ROLES, Role
@@ -70,14 +73,15 @@ def load_run(run_dir: Path, results: Mapping[str, Any], *, level: Level, seed: i
             f"{run_dir}: the weights of {config.model} are not those that the run began with (they "
             "have changed, or a model was given in memory); restore them"
         )
-    data = _read(config, base, base.processor)
+    swapped, processor = artefact.load(run_dir)
+    base = replace(base, processor=processor)  # the run's own, also where it was given in memory
+    data = _read(config, base, processor)
     names = {r: [data.id2label[c] for c in data.class_ids.get(r, ())] for r in ROLES}
     if names != results["classes"]:
         raise UserError(
             f"{run_dir}: the classes of its data are not those of the run (the data has changed, "
             "or was given in memory); restore it"
         )
-    swapped, _ = artefact.load(run_dir)
     labels = {int(i): str(name) for i, name in swapped.config.id2label.items()}
     if labels != data.id2label:
         raise UserError(
@@ -150,15 +154,34 @@ def find_reference(
 
 
 def fit_reference_data(work: Work) -> None:
-    """Read the images again where the reference's processor makes something else of them."""
+    """Read the images again where the reference's processor makes something else of them.
+
+    Raises:
+        UserError: it finds other images, or some that the reference does not take.
+    """
     if work.reference is None:
         return
+    loaded = work.reference.loaded
     ours, theirs = (
         {k: v for k, v in p.to_dict().items() if not k.endswith("_type") and k[0] != "_"}
-        for p in (work.base.processor, work.reference.loaded.processor)
+        for p in (work.base.processor, loaded.processor)
     )
-    if ours == theirs:
-        return
+    if ours != theirs:
+        _read_for_reference(work)
+    data = work.reference_data or work.data
+    try:
+        with torch.no_grad():
+            check_fits(loaded.model, data.pixels(_some_images(data)), loaded.source)
+    except UserError as error:
+        raise UserError(f"--reference: {str(error).removeprefix('model: ')}") from None
+
+
+def _some_images(data: SwapData) -> Any:
+    return next(iter(data.sets.values()))["train"].images[:1]
+
+
+def _read_for_reference(work: Work) -> None:
+    assert work.reference is not None
     data = _read(work.config, work.base, work.reference.loaded.processor)
     for role, splits in work.data.sets.items():
         for split, images in splits.items():

@@ -17,9 +17,9 @@ from kswap.benching.arms import Arm
 from kswap.config import SwapConfig, resolve
 from kswap.errors import UserError
 from kswap.files import write_bytes
+from kswap.models.loading import find_task
 from kswap.run_folder import RunFolder, check_config, read_results
-from kswap.settings import TASKS
-from kswap.yaml_text import read_yaml
+from kswap.settings import TaskName
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,8 @@ def make_jobs(
 ) -> tuple[Job, ...]:
     """Return all runs, seed by seed, so that a table of fewer seeds is there early.
 
+    Their configs are those of the model's task: what a preset says of it is written out with them.
+
     Args:
         values: arm -> what its runs share: model, sources, what the user gave.
         arms: rows of the table.
@@ -75,16 +77,21 @@ def make_jobs(
         output: folder of the run folders.
 
     Raises:
-        UserError: a value is wrong.
+        UserError: a value is wrong, or there is no such model.
     """
+    tasks: dict[str, TaskName] = {}
+
+    def config_of(arm: Arm, seed: int) -> SwapConfig:
+        own, place = values(arm), str(output / f"{arm.name}-{seed}")
+        config = arm.config(own, seed=seed, output=place)
+        if config.task != "auto":
+            return config
+        if config.model not in tasks:
+            tasks[config.model] = find_task(config.model)
+        return arm.config({**own, "task": tasks[config.model]}, seed=seed, output=place)
+
     return tuple(
-        Job(
-            arm,
-            seed,
-            arm.config(values(arm), seed=seed, output=str(output / f"{arm.name}-{seed}")),
-        )
-        for seed in dict.fromkeys(seeds)
-        for arm in arms
+        Job(arm, seed, config_of(arm, seed)) for seed in dict.fromkeys(seeds) for arm in arms
     )
 
 
@@ -112,18 +119,9 @@ def check_runs(jobs: Sequence[Job]) -> None:
         if not (folder.config.exists() or folder.results.exists()):
             continue
         try:
-            check_config(folder, resolve(_with_task(job.config, folder.config)))
+            check_config(folder, resolve(job.config))
         except UserError as error:
             raise UserError(f"--output: {str(error).removeprefix('output: ')}") from None
-
-
-def _with_task(config: SwapConfig, path: Path) -> SwapConfig:
-    """Return the config for the task that a run found its model to do."""
-    try:
-        task = read_yaml(path).get("task")
-    except UserError:  # said by whoever compares
-        return config
-    return config.for_task(task) if config.task == "auto" and task in TASKS else config
 
 
 def run_jobs(

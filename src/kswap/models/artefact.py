@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -36,9 +37,7 @@ from kswap.models.structure import shown
 
 _RECIPE = """\
 ---
-base_model: {base}
-library_name: peft
----
+{front}---
 # Adapter
 
 LoRA matrices and the class head for `{base}`, made by [kswap](https://pypi.org/project/kswap).
@@ -48,7 +47,7 @@ from peft import PeftModel
 {imports}from transformers import AutoConfig, AutoImageProcessor, {auto_class}
 
 config = AutoConfig.from_pretrained("{folder}")  # this folder: it knows the extended label map
-base = {auto_class}.from_pretrained("{base}", config=config, ignore_mismatched_sizes=True)
+base = {auto_class}.from_pretrained({quoted}, config=config, ignore_mismatched_sizes=True)
 {embeddings}model = PeftModel.from_pretrained(base, "{folder}").eval()
 processor = AutoImageProcessor.from_pretrained("{folder}")
 ```
@@ -66,7 +65,12 @@ _EMBEDDINGS = (
 
 
 def save_adapter(
-    peft_model: PeftModel, to_dir: str | Path, *, base_name: str, processor: Any
+    peft_model: PeftModel,
+    to_dir: str | Path,
+    *,
+    base_name: str,
+    processor: Any,
+    kswap: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the adapter as a standard PEFT folder: LoRA, head, label map, image processor, recipe.
 
@@ -75,6 +79,7 @@ def save_adapter(
         to_dir: Folder to write; replaced when it exists.
         base_name: Hub id or folder of the base, as the user named it.
         processor: Image processor.
+        kswap: What `config.kswap` says, as of `merged_model`; None: what the base's does.
     """
     to_dir = Path(to_dir)
 
@@ -83,12 +88,16 @@ def save_adapter(
         lora.base_model_name_or_path = base_name
         with quiet():
             peft_model.save_pretrained(str(folder), save_embedding_layers=False)
-            _plain_config(peft_model.get_base_model()).save_pretrained(folder)
+            _plain_config(peft_model.get_base_model(), kswap).save_pretrained(folder)
             processor.save_pretrained(folder)
         _sort_targets(folder / "adapter_config.json")
         asks = has_embeddings(peft_model.get_base_model())
         text = _RECIPE.format(
+            front=yaml.safe_dump(
+                {"base_model": base_name, "library_name": "peft"}, allow_unicode=True
+            ),
             base=base_name,
+            quoted=json.dumps(base_name, ensure_ascii=False),  # read by Python alike
             imports="" if asks else "from torch import nn\n",
             embeddings="" if asks else _EMBEDDINGS,
             folder=to_dir.name,
@@ -201,8 +210,10 @@ def _auto_class(model: Any) -> str:
     return "AutoModelForImageClassification" if is_classifier(model) else name
 
 
-def _plain_config(model: Any) -> Any:
+def _plain_config(model: Any, kswap: Mapping[str, Any] | None) -> Any:
     config = copy.deepcopy(model.config)
+    if kswap is not None:
+        config.kswap = dict(kswap)
     config.architectures = [type(model).__name__]
     return config
 

@@ -50,6 +50,11 @@ def check_folder(folder: Path) -> None:
             f"model: {str(folder)!r} is a PEFT adapter, not a model; name a merged model "
             "(of a kswap run: its model folder)"
         )
+    if "config.json" not in files and (folder / "model" / "config.json").is_file():
+        raise UserError(
+            f"model: {str(folder)!r} is a run, not a model; name the model it left, "
+            f"{str(folder / 'model')!r}"
+        )
     if "config.json" not in files:
         raise UserError(
             f"model: {str(folder)!r} has no config.json; name a folder written by save_pretrained"

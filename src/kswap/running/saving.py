@@ -41,19 +41,15 @@ def save(
     forgotten = sorted({*state.loaded.forgotten, *aimed_at})
     processor = state.loaded.processor
     whole, saved = _in_full_precision(state, swapped)
+    known = {"version": __version__, "learned": names["learn"], "forgotten": forgotten}
     artefact.save_adapter(
-        whole, state.folder.path / "adapter", base_name=state.loaded.source, processor=processor
-    )
-    artefact.save_merged(
         whole,
-        state.folder.path / "model",
+        state.folder.path / "adapter",
+        base_name=state.loaded.source,
         processor=processor,
-        kswap={
-            "version": __version__,
-            "learned": names["learn"],
-            "forgotten": forgotten,
-        },
+        kswap=known,
     )
+    artefact.save_merged(whole, state.folder.path / "model", processor=processor, kswap=known)
     state.spent("save", begin)
     drawn_from = {"stages": state.position.stages, "classes": names}
     _drawn(state, "figures/", draw_figures, drawn_from)
