@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from criteria_models import DETECTORS
+from peft import LoraConfig, get_peft_model
 from transformers import (
     DeformableDetrImageProcessorPil,
     DetrImageProcessorPil,
@@ -16,6 +18,8 @@ from transformers import (
 )
 
 from kswap.data.sets import IGNORE, OPEN, Boxes, ImageSet
+from kswap.models.answering import most_answers, remember_answers
+from kswap.models.loading import from_objects
 from kswap.tasks.answers import (
     Detections,
     detections,
@@ -42,20 +46,37 @@ def test_detections_are_those_of_the_librarys_processor(processor, sigmoid):
     logits, boxes = noise(2, 7, 5 + (not sigmoid)), noise(2, 7, 4, seed=1).sigmoid()
     outputs = SimpleNamespace(logits=logits, pred_boxes=boxes)
     expected = processor().post_process_object_detection(outputs, threshold=0.0)
-    found = detections(logits, boxes, sigmoid=sigmoid, nothing=not sigmoid, num_rows=5)
+    model = torch.nn.Sequential(torch.nn.Linear(1, 1))
+    remember_answers(model, processor())
+    most = most_answers(model, num_queries=7)
+    found = detections(logits, boxes, sigmoid=sigmoid, nothing=not sigmoid, num_rows=5, most=most)
     for ours, theirs in zip(found, expected, strict=True):
-        order = theirs["scores"].argsort(descending=True)[: len(ours.scores)]
-        count = len(order)
-        assert torch.allclose(ours.scores[:count], theirs["scores"][order])
-        assert torch.equal(ours.class_ids[:count], theirs["labels"][order])
-        assert torch.allclose(ours.boxes[:count], theirs["boxes"][order], atol=1e-6)
+        order = theirs["scores"].argsort(descending=True)
+        assert torch.allclose(ours.scores, theirs["scores"][order])
+        assert torch.equal(ours.class_ids, theirs["labels"][order])
+        assert torch.allclose(ours.boxes, theirs["boxes"][order], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("processor", "expected"),
+    [(RTDetrImageProcessorPil, 9), (DeformableDetrImageProcessorPil, 100)],
+)
+def test_a_loaded_detector_knows_what_its_processor_keeps_also_when_it_is_wrapped(
+    processor, expected
+):
+    loaded = from_objects(DETECTORS["rt-detr"](), processor())
+    adapter = LoraConfig(target_modules=["fc1"])
+    assert most_answers(get_peft_model(loaded.model, adapter), num_queries=9) == expected
+    assert most_answers(loaded.model, num_queries=300) == 100, "as COCO counts"
 
 
 def test_rows_behind_the_first_are_never_answered():
     logits = torch.tensor([[[0.0, 1.0, 9.0, 0.5]]])
     boxes = torch.full((1, 1, 4), 0.5)
     for sigmoid in (True, False):
-        (found,) = detections(logits, boxes, sigmoid=sigmoid, nothing=not sigmoid, num_rows=2)
+        (found,) = detections(
+            logits, boxes, sigmoid=sigmoid, nothing=not sigmoid, num_rows=2, most=9
+        )
         assert found.class_ids[0] == 1
 
 

@@ -17,6 +17,7 @@ from torch.nn import functional
 from kswap.audits.features import BEFORE_HEAD, Batch, Observed
 from kswap.audits.layers import Tap, tapped
 from kswap.data import ImageSet
+from kswap.models.answering import most_answers
 from kswap.models.head import head_linear, recorded_head_inputs
 from kswap.models.tokens import as_tokens, behind_image, box_masks, pooled, scales_of
 from kswap.models.wrapping import bare
@@ -138,6 +139,7 @@ class ObjectUnits(_SceneUnits):
             sigmoid=self.kind.sigmoid,
             nothing=self.kind.nothing,
             num_rows=self.observed.num_rows,
+            most=most_answers(self.observed.model, boxes.shape[1]),
         )
         self._answers += answers
         scale = scale_of(examples)

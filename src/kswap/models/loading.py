@@ -29,6 +29,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from kswap.errors import UserError
+from kswap.models.answering import remember_answers
 from kswap.models.checks import (
     brief,
     check_can_be_rebuilt,
@@ -308,6 +309,7 @@ def _loaded(model: PreTrainedModel, processor: Any, *, source: str, commit: str 
         )
     here = set(id2label.values())
     repair_config(model)
+    remember_answers(model, processor)
     return Loaded(
         model=model.eval(),
         processor=processor,

@@ -21,6 +21,7 @@ from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from kswap.errors import UserError
+from kswap.models.answering import remember_answers
 from kswap.models.loading import Loaded, load_weights
 from kswap.models.structure import FfnBlock
 from kswap.ranks import shards_base
@@ -106,6 +107,7 @@ def load_quantised(
         quantization_config=how,
         device_map={"": device.index if device.index is not None else place},
     )
+    remember_answers(model, loaded.processor)
     names = set(quantised_linears(model))
     if not names or not names <= wanted:  # a name that ends another's is left out with it
         raise RuntimeError(

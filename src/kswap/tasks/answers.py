@@ -36,9 +36,9 @@ def detections(
     sigmoid: bool,
     nothing: bool,
     num_rows: int,
-    max_detections: int = 100,
+    most: int,
 ) -> list[Detections]:
-    """Return at most `max_detections` answers an image, as COCO counts them.
+    """Return at most `most` answers an image.
 
     Args:
         logits: Of classes; with `nothing` the last column is "no object".
@@ -47,7 +47,7 @@ def detections(
             class.
         nothing: Whether there is a column of no object.
         num_rows: Classes that may be answered.
-        max_detections: The best ones are kept.
+        most: The best ones are kept.
     """
     kept = logits[..., :num_rows]
     if nothing:
@@ -61,7 +61,7 @@ def detections(
         best = shares.flatten(1)
         places = torch.arange(best.shape[1], device=boxes.device).expand_as(best)
         queries, class_ids = places // num_rows, places % num_rows
-    scores, order = best.topk(min(max_detections, best.shape[1]))
+    scores, order = best.topk(min(most, best.shape[1]))
     low, size = boxes[..., :2] - boxes[..., 2:] / 2, boxes[..., 2:]
     corners = torch.cat([low, low + size], -1)
     return [

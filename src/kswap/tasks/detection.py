@@ -18,6 +18,7 @@ from kswap.arrays import Unit
 from kswap.data import ImageSet
 from kswap.data.samples import Samples, take
 from kswap.gathering import in_order
+from kswap.models.answering import most_answers
 from kswap.models.features import recorded_tokens
 from kswap.models.head import recorded_head_inputs
 from kswap.models.tokens import box_masks
@@ -170,6 +171,7 @@ class Detection:
                 sigmoid=kind.sigmoid,
                 nothing=kind.nothing,
                 num_rows=num_rows,
+                most=most_answers(model, boxes.shape[1]),
             )
             return {
                 name: torch.stack([getattr(one, name) for one in answers]).cpu()
