@@ -54,6 +54,7 @@ def sources(task: str, preset: str) -> Mapping[str, Any]:
         return merge(values, equal_steps(task)) if preset == "paper" else values
     images = {split: str(CACHE / f"cifar10/{split}.parquet") for split in ("train", "test")}
     return {
+        "task": task,
         "model": str(CACHE / "base"),
         "learn": {"data": images, "classes": ["horse", "ship", "truck"], "fraction": 0.3},
         "forget": {"data": images, "classes": ["cat", "frog"], "fraction": 0.1},
