@@ -359,8 +359,8 @@ def _swap(config: SwapConfig) -> SwapResult:
     show(result.results)
     seconds, run_dir = result.results["seconds"]["total"], result.run_dir
     _print(
-        f"{seconds:.0f} s; the model is in {run_dir / 'model'}, "
-        f"all numbers in {run_dir / 'results.json'},"
+        f"{seconds:.0f} s; the model is in {run_dir / 'model'}, all numbers in "
+        f"{run_dir / 'results.json'},"
     )
     _print(f"the model card in {run_dir / 'README.md'}; try: kswap predict {run_dir} IMAGE")
     _print(f"what happened, with pictures: {run_dir / 'report.html'} and {run_dir / 'figures'}")

@@ -232,9 +232,8 @@ def _check_classes(
             continue
         raise UserError(
             f"{role}: class {one_line(roles.id2label[class_id])!r} has one image that is not a "
-            "copy in "
-            f"{sources[role].where}; it needs two, one to train and one to test (or a test split "
-            "of its own)"
+            f"copy in {sources[role].where}; it needs two, one to train and one to test (or a test "
+            "split of its own)"
         )
     before = Counter((item.role, item.class_id) for item in items if item.split == "train")
     after = Counter(
@@ -259,8 +258,7 @@ def _check_classes(
         if len(no_test) == len(class_ids):
             raise UserError(
                 f"{role}: no test images of {listed(roles.id2label[i] for i in no_test)} in "
-                f"{source.where}; add some, "
-                "or leave the test split out, then one is cut from train"
+                f"{source.where}; add some, or leave the test split out, then one is cut from train"
             )
         for missing, what in (
             (no_train, "train images"),

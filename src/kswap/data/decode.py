@@ -162,9 +162,8 @@ def check_size(fitted: NDArray[Any], example: NDArray[Any], item: Item) -> None:
     if fitted.shape != example.shape:
         raise UserError(
             f"{one_line(item.table.name(item.row))}: the processor gives it the shape "
-            f"{fitted.shape}, the first image "
-            f"{example.shape}; set a fixed size or crop in preprocessor_config.json, or resize "
-            "the files"
+            f"{fitted.shape}, the first image {example.shape}; set a fixed size or crop in "
+            "preprocessor_config.json, or resize the files"
         )
 
 

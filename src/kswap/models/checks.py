@@ -64,8 +64,7 @@ def check_folder(folder: Path) -> None:
         if pickled:
             raise UserError(
                 f"model: {str(folder)!r} has pickled weights only ({pickled[0]}), which can run "
-                "code when "
-                "opened; convert them where you trust them: "
+                "code when opened; convert them where you trust them: "
                 "AutoModelForImageClassification.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)"
             )
         raise UserError(
@@ -76,8 +75,7 @@ def check_folder(folder: Path) -> None:
     if files.isdisjoint(_PROCESSOR_FILES) and not of_timm:
         raise UserError(
             f"model: {str(folder)!r} has no preprocessor_config.json; copy that of the model it "
-            "was trained "
-            "from, or save its image processor there (save_pretrained)"
+            "was trained from, or save its image processor there (save_pretrained)"
         )
 
 
@@ -87,8 +85,7 @@ def check_config(name: str, values: Mapping[str, Any]) -> TaskName:
     if values.get("auto_map"):
         raise UserError(
             f"model: {name!r} needs code of its own (auto_map in config.json), which kswap never "
-            "runs; "
-            "name a model of a family that is part of transformers"
+            "runs; name a model of a family that is part of transformers"
         )
     if values.get("quantization_config"):
         raise UserError(
@@ -115,8 +112,8 @@ def check_config(name: str, values: Mapping[str, Any]) -> TaskName:
     if task == "classification" and model_type not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
         raise UserError(
             f"model: {name!r} is of type {model_type!r}, for which transformers has no image "
-            "classifier; "
-            f"types that have: {', '.join(sorted(MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES))}"
+            "classifier; types that have: "
+            f"{', '.join(sorted(MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES))}"
         )
     check_labels(name, values.get("id2label"), values.get("num_labels"))
     return task
@@ -141,8 +138,7 @@ def check_labels(name: str, id2label: Any, num_labels: Any) -> None:
     if isinstance(num_labels, int) and num_labels != len(ids):
         raise UserError(
             f"model: config.json of {name!r} says num_labels {num_labels} but id2label has "
-            f"{len(ids)} names; "
-            "correct the one that does not fit the head"
+            f"{len(ids)} names; correct the one that does not fit the head"
         )
 
 
@@ -153,8 +149,7 @@ def check_loading(name: str, info: Mapping[str, Any]) -> None:
         key, found, expected = mismatched[0]
         raise UserError(
             f"model: weight {key} of {name!r} has shape {tuple(found)}, config.json asks for "
-            f"{tuple(expected)}; "
-            "correct num_labels, id2label or the sizes in config.json"
+            f"{tuple(expected)}; correct num_labels, id2label or the sizes in config.json"
         )
     missing = sorted(info["missing_keys"])
     if missing:

@@ -57,9 +57,8 @@ def find_heads(model: nn.Module) -> tuple[str, ...]:
     if not found:
         raise UserError(
             f"{type(model).__name__}: no linear layer with {config.num_labels} outputs produces "
-            "its "
-            "logits; name a classifier with a linear head "
-            f"(linear layers seen: {shown(linear_names(model)[::-1])})"
+            "its logits; name a classifier with a linear head (linear layers seen: "
+            f"{shown(linear_names(model)[::-1])})"
         )
     return tuple(sorted(found, key=found.__getitem__))
 
@@ -158,8 +157,7 @@ def extend_head(
         class_means: For class-mean: head name -> (num_new, in_features), in the order of the new
             ids.
         base_means: For class-mean: head name -> mean feature (in_features,) over images that the
-            base
-            knows, the centre of the features.
+            base knows, the centre of the features.
         heads: From `find_heads`; found again (one more forward) when left out.
 
     Raises:
@@ -227,9 +225,8 @@ def freeze_old_rows(
 ) -> list[RemovableHandle]:
     """Zero the gradient of all rows of the heads but the new ones at every backward.
 
-    New are the rows behind the first `num_old`: `num_new` of them, or all.
-
-    AdamW without weight decay then adds exactly 0 to them, so they stay bit-equal.
+    New are the rows behind the first `num_old`: `num_new` of them, or all. To the others AdamW
+    without weight decay then adds exactly 0, so that they stay bit-equal.
 
     Returns:
         Handles; `.remove()` lets the rows train again.

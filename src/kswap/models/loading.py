@@ -230,8 +230,7 @@ def _config_values(name: str, where: str, offline: bool) -> dict[str, Any]:
         why = "the hub cannot be reached" if offline else brief(error)
         raise UserError(
             f"model: {name!r} is no folder here, and neither the hub nor its cache gives it "
-            f"({why}); "
-            "check the spelling, the network and, for a private one, `hf auth login`"
+            f"({why}); check the spelling, the network and, for a private one, `hf auth login`"
         ) from None
     if not isinstance(values, dict) or not values:
         raise UserError(
@@ -264,8 +263,7 @@ def _load_model(
         if from_hub and isinstance(error, OSError) and "safetensors" in str(error):
             raise UserError(
                 f"model: {name!r} has no safetensors weights, and pickled ones can run code when "
-                "opened; convert "
-                "them where you trust them: "
+                "opened; convert them where you trust them: "
                 "AutoModelForImageClassification.from_pretrained(MODEL).save_pretrained(NEW_FOLDER)"
             ) from None
         raise UserError(
@@ -286,8 +284,7 @@ def _load_processor(name: str, where: str, from_hub: bool, offline: bool) -> Any
     except Exception as error:
         raise UserError(
             f"model: the image processor of {name!r} cannot be loaded ({brief(error)}); give it "
-            "the "
-            "preprocessor_config.json of the model it was trained from"
+            "the preprocessor_config.json of the model it was trained from"
         ) from None
 
 

@@ -158,8 +158,8 @@ class Streams:
             where = f"stages.{stage.kind}.streams.{name}"
             if total == 0 and len(kept) == len(roles):
                 raise UserError(
-                    f"{where}: no training images for "
-                    f"{' and '.join(settings.roles)}; add images or take the stream out"
+                    f"{where}: no training images for {' and '.join(settings.roles)}; add images "
+                    "or take the stream out"
                 )
             own_seed = (seed, stage.index, number)
             sizes = shares(where, settings.batch_size, _lengths(sources, roles), total)
