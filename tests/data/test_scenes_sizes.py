@@ -179,7 +179,7 @@ def test_images_that_were_not_kept_are_read_again(
 
     config = {"forget": {"data": str(write_masks(tmp_path, SQUARE)), "classes": ["cat"]}}
     before = every_mask(build_masks(**config), "forget")
-    monkeypatch.setattr(decode, "_may_be_used", lambda *args: False)
+    monkeypatch.setattr(decode, "may_be_used", lambda *args: False)
     after = every_mask(build_masks(**config), "forget")
     assert before.keys() == after.keys()
     assert all(np.array_equal(before[key], after[key]) for key in before)
