@@ -54,7 +54,6 @@ _WITHOUT_KEPT = {
     "hedged_cross_entropy": "cross_entropy",
 }
 """Objective that needs classes to keep -> one for the same role that does not."""
-OnStage = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True)

@@ -61,8 +61,8 @@ def decompose_pixels(
             share = weight / counts.num_pixels()
             values = floats(values)
             loss = pixel_cross_entropy(values, labels)
-            layers.append(PixelLayer(values, share * loss, weight, share))
-    return Decomposed("pixels", layers, sigmoid=False, nothing=False)
+            layers.append(PixelLayer(values, share * loss))
+    return Decomposed(layers, sigmoid=False, nothing=False)
 
 
 def pixel_cross_entropy(
