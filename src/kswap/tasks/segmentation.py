@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -166,10 +165,7 @@ class Segmentation:
 def _marks(answer: Tensor, size: Any) -> Marks:
     """Return an answer without its padding."""
     height, width = answer.shape if size is None else size
-    none = np.zeros(0, np.float32)
-    return Marks(
-        none.astype(np.int64), none, answer[:height, :width].cpu().numpy().astype(np.int16)
-    )
+    return Marks.of_mask(answer[:height, :width].cpu().numpy())
 
 
 def answers(model: nn.Module, examples: Examples, num_rows: int) -> Tensor:
