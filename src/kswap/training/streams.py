@@ -84,6 +84,17 @@ class Source:
     """Whether the base model answers at every step, since the images are not kept."""
 
 
+def batch_of_one(source: Source, role: Role, row: int) -> Batch:
+    """Return one training image of a role as a batch, for what looks at them one at a time."""
+    taught = source.teacher
+    return Batch(
+        take(source.images, np.array([row])),
+        torch.tensor([ROLES.index(role)]),
+        None if taught is None else {name: kept[row : row + 1] for name, kept in taught.items()},
+        torch.zeros(1, 2),
+    )
+
+
 @dataclass(frozen=True)
 class _Stream:
     roles: NDArray[np.int64]
