@@ -17,7 +17,7 @@ from kswap.data.text import one_line
 from kswap.errors import UserError
 from kswap.files import disk_errors
 from kswap.models.artefact import load
-from kswap.models.checks import check_fits
+from kswap.models.fits import check_fits
 from kswap.models.loading import task_of
 from kswap.tasks.box_confusion import SURE
 

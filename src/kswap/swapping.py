@@ -21,7 +21,7 @@ from kswap.evaluation import score_roles
 from kswap.files import disk_errors
 from kswap.manifest import check_files, damaged_files
 from kswap.models import artefact
-from kswap.models.checks import check_fits
+from kswap.models.fits import check_fits
 from kswap.models.loading import Loaded, find_task, from_objects, load_base, task_of
 from kswap.models.quantised import check_base_weights
 from kswap.objectives import NEEDS_KEPT

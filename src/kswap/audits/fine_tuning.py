@@ -26,10 +26,10 @@ from kswap.data import ImageSet, SwapData
 from kswap.data.labels import LabelIndex
 from kswap.data.samples import concatenate, take
 from kswap.data.text import listed
-from kswap.errors import UserError
+from kswap.errors import UserError, brief
 from kswap.files import write_bytes
 from kswap.models.artefact import save_model
-from kswap.models.checks import brief, check_fits
+from kswap.models.fits import check_fits
 from kswap.models.loading import Loaded, quiet
 from kswap.settings import Role
 from kswap.tasks import Pixels, find, make_examples

@@ -19,7 +19,7 @@ from kswap.data import SwapData, build_data
 from kswap.data.text import listed
 from kswap.errors import UserError
 from kswap.models import artefact
-from kswap.models.checks import check_fits
+from kswap.models.fits import check_fits
 from kswap.models.loading import Loaded, load_base
 from kswap.run_folder import check_data_is_named
 from kswap.settings import ROLES, Role

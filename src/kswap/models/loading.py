@@ -28,9 +28,8 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Pr
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from kswap.errors import UserError
+from kswap.errors import UserError, brief
 from kswap.models.checks import (
-    brief,
     check_can_be_rebuilt,
     check_config,
     check_folder,
