@@ -39,7 +39,8 @@ from kswap.models.loading import load_base
 from kswap.plan import Stage
 from kswap.tasks import Examples, View, make_examples
 from kswap.tasks.detection import known_objects
-from kswap.tasks.segmentation import _binary_masks, known_truth
+from kswap.tasks.mask_units import binary_masks
+from kswap.tasks.segmentation import known_truth
 from kswap.training.loop import Trainee, train_stage
 from kswap.training.streams import Streams
 
@@ -110,7 +111,7 @@ def bare_forwards(task: str, bare: Any, examples: Examples, view: View) -> Calla
         for image in labels["labels"]:  # the unchanged model has no rows for learned classes
             image["class_labels"] = image["class_labels"].clamp(max=view.num_base - 1)
     elif task == "segmentation":
-        masks = [_binary_masks(image) for image in known_truth(examples, view)]
+        masks = [binary_masks(image) for image in known_truth(examples, view)]
         labels["mask_labels"] = [image["masks"] for image in masks]
         classes = [image["class_labels"].clamp(max=view.num_base - 1) for image in masks]
         labels["class_labels"] = classes

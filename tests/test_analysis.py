@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 import kswap
-from kswap.cli import _split_overrides
 from kswap.config import SwapConfig
+from kswap.options import split_overrides
 from kswap.settings import TermConfig
 from kswap.training.analysis import Analysis
 from kswap.yaml_text import parse_overrides
@@ -110,6 +110,6 @@ def test_gradients_of_roles_are_those_of_their_terms_and_add_up_over_micro_batch
 
 
 def test_analysis_on_the_command_line_is_a_flag():
-    words, overrides = _split_overrides(["run", "swap.yaml", "--analysis", "--seed", "1"])
+    words, overrides = split_overrides(["run", "swap.yaml", "--analysis", "--seed", "1"])
     assert words == ["run", "swap.yaml"]
     assert parse_overrides(overrides) == {"training": {"analysis": True}, "seed": 1}

@@ -125,5 +125,7 @@ def test_the_demo_under_deep_weighs_features_as_the_preset_does(task, tmp_path):
     for kind in ("learn", "forget"):
         terms = preset[kind]["terms"]
         own = dict(config.stages)[kind].terms
-        for name in {"like", "blur", "spread", "own"} & set(terms):
+        shared = {"like", "blur", "spread", "own"} & set(terms)
+        assert shared
+        for name in shared:
             assert own[name].weight == terms[name]["weight"], (kind, name)

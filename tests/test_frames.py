@@ -15,7 +15,8 @@ from kswap.data.pixels import Pixels
 from kswap.data.sets import Boxes, ImageSet
 from kswap.running.run import _padding_as_picture
 from kswap.settings import ROLES
-from kswap.tasks.detection import Detection, to_corners
+from kswap.tasks.boxes import to_corners
+from kswap.tasks.detection import Detection
 from kswap.tasks.frames import frame_of
 
 HALF = SIDE // 2

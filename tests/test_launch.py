@@ -143,6 +143,7 @@ def test_the_request_to_shard_is_taken_out_of_the_environment(monkeypatch):
 
 def test_the_configs_name_no_more_than_they_need():
     """Options of FSDP that kswap does not heed would promise something."""
+    assert FILES
     for path in FILES:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
         assert set(values.get("fsdp_config", {})) <= {"fsdp_version"}

@@ -323,6 +323,7 @@ def test_a_narrow_terminal_leaves_no_digit_out(tmp_path, capsys, monkeypatch, co
     results = json.loads((write_run(tmp_path, "classification") / "results.json").read_text())
     show(results)
     lines = capsys.readouterr().out.splitlines()
+    assert rows(results)
     for cells in rows(results):
         assert any(all(cell in line for cell in cells) for line in lines)
 

@@ -17,10 +17,12 @@ from kswap.objectives import Units
 from kswap.plan import plan
 from kswap.settings import ROLES, TermConfig
 from kswap.tasks import Examples, View
+from kswap.tasks.boxes import to_centres
 from kswap.tasks.criteria import decompose
-from kswap.tasks.detection import Detection, to_centres
-from kswap.tasks.queries import _forgotten_by_base, align
-from kswap.tasks.segmentation import Segmentation, _forgotten, _without
+from kswap.tasks.detection import Detection
+from kswap.tasks.mask_units import is_forgotten, seen_without
+from kswap.tasks.queries import align, forgotten_by_base
+from kswap.tasks.segmentation import Segmentation
 from kswap.training.informing import sees_without
 from kswap.training.loop import compute_terms
 
@@ -203,12 +205,14 @@ def test_a_forgotten_object_is_labelled_as_the_base_sees_its_place_without_it(re
     truth = torch.zeros(1, 8, 8, dtype=torch.long)
     truth[:, 2:6, 2:6] = 3
     seen = torch.where(
-        _forgotten(truth, view), _without(two_queries(remaining), truth, view), truth
+        is_forgotten(truth, view),
+        seen_without(two_queries(remaining), truth, view),
+        truth,
     )
     assert (seen[:, 3:5, 3:5] == there).all()
     assert (seen[truth == 0] == 0).all()
     learned = truth.masked_fill(truth == 3, 5)
-    assert not _forgotten(learned, view).any()
+    assert not is_forgotten(learned, view).any()
 
 
 def test_the_role_to_forget_follows_the_bases_answer_where_labels_follow_it():
@@ -222,7 +226,7 @@ def test_the_role_to_forget_follows_the_bases_answer_where_labels_follow_it():
         logits=torch.zeros(3, 7),
         base_logits=base,
     )
-    told = _forgotten_by_base(units, view, nothing=True)
+    told = forgotten_by_base(units, view, nothing=True)
     assert told.roles.tolist() == [FORGET, RETAIN, FORGET]
     assert told.class_ids.tolist() == [4, 0, 4]
 

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import safetensors.numpy
@@ -41,6 +41,12 @@ class Marks:
     """(height, width): a class at every pixel; negative: none."""
     boxes: NDArray[np.float32] | None = None
     """(k, 4): left, top, right, bottom as fractions of the image."""
+
+    @classmethod
+    def of_mask(cls, mask: NDArray[np.integer]) -> Self:
+        """Return what a mask (height, width) says; it has no class as a whole."""
+        none = np.zeros(0, np.float32)
+        return cls(none.astype(np.int64), none, mask.astype(np.int16))
 
 
 @dataclass(frozen=True)

@@ -139,9 +139,8 @@ class SwapConfig(Frozen):
                 f"{', '.join(name for name, tasks in PRESETS.items() if task in tasks)}"
             )
         values_of_preset = copy.deepcopy(by_task[str(task) if known else "classification"])
-        for (
-            role
-        ) in ROLES:  # what a preset says of a source holds only where the user has that source
+        # what a preset says of a source holds only where the user has that source
+        for role in ROLES:
             if not isinstance(user.get(role), Mapping):
                 values_of_preset.pop(role, None)
         try:

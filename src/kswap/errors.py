@@ -58,3 +58,9 @@ def closest(name: str, known: Iterable[str], *, limit: int = 3) -> str:
     by_lower = {candidate.lower(): candidate for candidate in known}
     near = difflib.get_close_matches(name.lower(), by_lower, n=limit, cutoff=0.4)
     return ", ".join(repr(by_lower[key]) for key in near) or NONE_IS_CLOSE
+
+
+def brief(error: object) -> str:
+    """Return an error's text as one short line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 160 else text[:159] + "…"

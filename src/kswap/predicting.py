@@ -17,7 +17,7 @@ from kswap.data.text import one_line
 from kswap.errors import UserError
 from kswap.files import disk_errors
 from kswap.models.artefact import load
-from kswap.models.checks import check_fits
+from kswap.models.fits import check_fits
 from kswap.models.loading import task_of
 from kswap.tasks.box_confusion import SURE
 
@@ -186,8 +186,7 @@ def _shares(
         (str(model.config.id2label[int(class_ids[i])]), float(counts[i] / answer.numel()))
         for i in order
     ]
-    none = np.zeros(0, np.float32)
-    return listed, Marks(none.astype(np.int64), none, answer.numpy().astype(np.int16))
+    return listed, Marks.of_mask(answer.numpy())
 
 
 def _objects(

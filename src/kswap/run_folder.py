@@ -19,7 +19,7 @@ from kswap.config import SwapConfig
 from kswap.errors import UserError
 from kswap.files import write_bytes
 from kswap.manifest import NAME, RESULTS, check_files, write_with_manifest
-from kswap.settings import ROLES, TASKS
+from kswap.settings import ROLES, TASKS, Role
 from kswap.yaml_text import one_line, read_yaml
 
 _OURS = frozenset(
@@ -290,6 +290,21 @@ def check_data_is_named(
         raise UserError(
             f"{run_dir}: its data ({', '.join(unnamed)}) was given in memory, so it cannot be read "
             f"again; {verb} a run whose config names its data"
+        )
+
+
+def check_classes(
+    run_dir: Path, names: Mapping[Role, list[str]], results: Mapping[str, Any]
+) -> None:
+    """Refuse data that was read again and has other classes than the run.
+
+    Raises:
+        UserError: the names of a role's classes, or their order, are others.
+    """
+    if names != results["classes"]:
+        raise UserError(
+            f"{run_dir}: the classes of its data are not those of the run (the data has changed, "
+            "or was given in memory); restore it"
         )
 
 

@@ -21,7 +21,7 @@ from kswap.evaluation import score_roles
 from kswap.files import disk_errors
 from kswap.manifest import check_files, damaged_files
 from kswap.models import artefact
-from kswap.models.checks import check_fits
+from kswap.models.fits import check_fits
 from kswap.models.loading import Loaded, find_task, from_objects, load_base, task_of
 from kswap.models.quantised import check_base_weights
 from kswap.objectives import NEEDS_KEPT
@@ -29,6 +29,7 @@ from kswap.plan import Stage, plan
 from kswap.ranks import own_output, own_sharding, world_size
 from kswap.run_folder import (
     RunFolder,
+    check_classes,
     check_config,
     check_data_is_named,
     open_run,
@@ -54,7 +55,6 @@ _WITHOUT_KEPT = {
     "hedged_cross_entropy": "cross_entropy",
 }
 """Objective that needs classes to keep -> one for the same role that does not."""
-OnStage = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -105,15 +105,7 @@ def swap(
         Terminated: SIGTERM was received; the state is saved.
     """
     begin = time.perf_counter()
-    if not isinstance(config, SwapConfig):
-        raise UserError(
-            f"config: a {type(config).__name__} is no SwapConfig; make one with "
-            "SwapConfig.from_yaml or SwapConfig.from_mapping"
-        )
-    if processor is not None and model is None:
-        raise UserError("processor: is given without a model; pass model too, or neither")
-    config = config.for_task(find_task(config.model) if model is None else task_of(model))
-    config = resolve(config)
+    config = _of_model(config, model, processor)
     given: dict[Role, Any] = {"learn": learn, "forget": forget, "retain": retain}
     in_memory = {role: source for role, source in given.items() if source is not None}
     stages = plan(config)
@@ -162,18 +154,17 @@ def swap(
             on_note("the model is a multi-label one; here it is trained for one label per image")
         if not known:
             write_config(folder, config, describe_environment(model_commit=loaded.commit))
-        seconds = {"load": time.perf_counter() - begin}
         state = RunState(
-            config,
-            stages,
-            folder,
-            loaded,
-            data,
-            accelerator,
-            interrupts,
-            on_note,
-            seconds,
-            find(loaded.task),
+            config=config,
+            stages=stages,
+            folder=folder,
+            loaded=loaded,
+            data=data,
+            accelerator=accelerator,
+            interrupts=interrupts,
+            on_note=on_note,
+            seconds={"load": time.perf_counter() - begin},
+            task=find(loaded.task),
         )
         results = finish(state, resume_from=first.checkpoints)
         accelerator.wait_for_everyone()
@@ -181,6 +172,22 @@ def swap(
         if not accelerator.is_main_process:
             results = read_results(config.output)
         return SwapResult(config.output, results, data.notes, resumed=known)
+
+
+def _of_model(config: SwapConfig, model: Any, processor: Any) -> SwapConfig:
+    """Return the config with the values for the model's task and with absolute paths.
+
+    Raises:
+        UserError: the arguments of `swap` do not go together.
+    """
+    if not isinstance(config, SwapConfig):
+        raise UserError(
+            f"config: a {type(config).__name__} is no SwapConfig; make one with "
+            "SwapConfig.from_yaml or SwapConfig.from_mapping"
+        )
+    if processor is not None and model is None:
+        raise UserError("processor: is given without a model; pass model too, or neither")
+    return resolve(config.for_task(find_task(config.model) if model is None else task_of(model)))
 
 
 def _is_finished(folder: RunFolder, on_note: Callable[[str], None]) -> bool:
@@ -232,13 +239,7 @@ def evaluate(run_dir: str | Path) -> dict[str, Any]:
         processor=processor,
         forgotten=base.forgotten,
     )
-    if {r: [data.id2label[c] for c in data.class_ids.get(r, ())] for r in ROLES} != results[
-        "classes"
-    ]:
-        raise UserError(
-            f"{run_dir}: the classes of its data are not those of the run (the data has changed, "
-            "or was given in memory); restore it"
-        )
+    check_classes(run_dir, data.names, results)
     return score_roles(
         model.to(accelerator.device),
         find(base.task),

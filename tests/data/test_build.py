@@ -179,7 +179,7 @@ def test_thinned_images_are_not_held(
     data = build(**thin)
     assert sizes(data, "learn") == (30, 0, 3)
     assert len(kept) < 90
-    monkeypatch.setattr(decode, "_may_be_used", lambda *args: False)  # then all are decoded again
+    monkeypatch.setattr(decode, "may_be_used", lambda *args: False)  # then all are decoded again
     assert same(build(**thin), data)
 
 
@@ -365,7 +365,7 @@ def test_files_that_change_meanwhile(
             noise(f"new {path}").save(path)
 
     monkeypatch.setattr(decode, "CHUNK", 30)
-    monkeypatch.setattr(decode, "_may_be_used", lambda *args: False)
+    monkeypatch.setattr(decode, "may_be_used", lambda *args: False)
     with pytest.raises(UserError, match=r"dog/.*has changed while the data was read; run again"):
         build(**three_roles(everything, fraction=0.5), on_progress=change)
 

@@ -7,7 +7,8 @@ from criteria_models import DETECTORS, LEVELS, MASKS, PER_PIXEL, RT, SIDE, VIT, 
 from models.families import FAMILIES, tiny_inputs
 
 from kswap.errors import UserError
-from kswap.models.checks import check_fits, repair_config
+from kswap.models.checks import repair_config
+from kswap.models.fits import check_fits
 
 SCENES = {**DETECTORS, **MASKS, **PER_PIXEL}
 SOUND = [name for name in (*FAMILIES, *SCENES) if name != "siglip2"]

@@ -22,7 +22,7 @@ from kswap.audits import (
 from kswap.audits.findings import LEVELS, Finding, Level
 from kswap.audits.relearning import Condition, Course, relearn_head
 from kswap.audits.subjects import Case, SubjectName
-from kswap.audits.verdict import CLASSIFICATION_ONLY
+from kswap.audits.verdict import CLASSIFICATION_ONLY, FIRST_LEVEL
 from kswap.audits.views import Again
 
 AUDITS = tuple(f"A{number}" for number in range(1, 12))
@@ -62,34 +62,32 @@ def run_audits(
             )
         return retraining.relearn_model(again, condition, name, draw, budget=budget)
 
-    todo: list[tuple[str, Level, Callable[[], Finding]]] = [
-        ("A1", "quick", lambda: scores.audit(case, score_name=score_name)),
-        ("A2", "quick", lambda: membership.audit(case)),
-        ("A5", "quick", lambda: probe.audit(case)),
-        ("A6", "quick", lambda: restore.audit(case)),
-        (
-            "A8",
-            "quick",
-            lambda: reversal.audit(
-                case,
-                again.models["base"].model.state_dict(),
-                again.models["swapped"].model.state_dict(),
-                rank=again.adapter.rank,
-                has_adapter=has_adapter,
-            ),
+    todo: dict[str, Callable[[], Finding]] = {
+        "A1": lambda: scores.audit(case, score_name=score_name),
+        "A2": lambda: membership.audit(case),
+        "A3": lambda: shadow.audit(case),
+        "A4": lambda: quality.audit(case, several),
+        "A5": lambda: probe.audit(case),
+        "A6": lambda: restore.audit(case),
+        "A7": lambda: relearning.audit(case, relearn, conditions, without=without),
+        "A8": lambda: reversal.audit(
+            case,
+            again.models["base"].model.state_dict(),
+            again.models["swapped"].model.state_dict(),
+            rank=again.adapter.rank,
+            has_adapter=has_adapter,
         ),
-        ("A3", "strict", lambda: shadow.audit(case)),
-        ("A4", "strict" if several is None else "quick", lambda: quality.audit(case, several)),
-        ("A7", "standard", lambda: relearning.audit(case, relearn, conditions, without=without)),
-        ("A9", "standard", lambda: precision.audit(case, again.variants())),
-        ("A10", "quick", lambda: anomaly.audit(case)),
-        ("A11", "quick", lambda: collateral.audit(case)),
-    ]
-    if case.task != "classification":
-        todo = [(name, *rest) for name, *rest in todo if name not in CLASSIFICATION_ONLY]  # type: ignore[misc]
+        "A9": lambda: precision.audit(case, again.variants()),
+        "A10": lambda: anomaly.audit(case),
+        "A11": lambda: collateral.audit(case),
+    }
+    left_out = {*skip, *(CLASSIFICATION_ONLY if case.task != "classification" else ())}
     findings: dict[str, Finding] = {}
-    for name, first, run in sorted(todo, key=lambda one: int(one[0][1:])):
-        if LEVELS.index(first) <= LEVELS.index(level) and name not in skip:
+    for name, run in todo.items():
+        first = FIRST_LEVEL.get(name, "quick")
+        if name == "A4" and several is not None:
+            first = "quick"
+        if LEVELS.index(first) <= LEVELS.index(level) and name not in left_out:
             begin = time.perf_counter()
             findings[name] = run()
             seconds[name] = time.perf_counter() - begin

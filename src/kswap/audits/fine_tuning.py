@@ -26,13 +26,13 @@ from kswap.data import ImageSet, SwapData
 from kswap.data.labels import LabelIndex
 from kswap.data.samples import concatenate, take
 from kswap.data.text import listed
-from kswap.errors import UserError
+from kswap.errors import UserError, brief
 from kswap.files import write_bytes
 from kswap.models.artefact import save_model
-from kswap.models.checks import brief, check_fits
+from kswap.models.fits import check_fits
 from kswap.models.loading import Loaded, quiet
 from kswap.settings import Role
-from kswap.tasks import Pixels, find, make_examples
+from kswap.tasks import Pixels, Task, find, make_examples
 
 _ROLES: tuple[Role, ...] = ("retain", "learn")
 _RECORD = "reference.json"
@@ -104,11 +104,11 @@ def train_reference(
     count = sum(map(len, train))
     each = max(1, -(-count // recipe.batch))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, each * recipe.epochs)
+    shares = [max(1, round(recipe.batch * len(part) / count)) for part in train]
     best: tuple[float, dict[str, Tensor]] = (-1.0, {})
     for epoch in range(recipe.epochs):
         model.train()
         for step in range(each):
-            shares = [max(1, round(recipe.batch * len(part) / count)) for part in train]
             samples = concatenate(
                 [take(p, drawn(len(p), n, rng)) for p, n in zip(train, shares, strict=True)]
             )
@@ -121,23 +121,10 @@ def train_reference(
             schedule.step()
             report(epoch * each + step + 1, each * recipe.epochs)
         model.eval()
-        scores = [
-            task.score(
-                model,
-                part,
-                pixels=pixels,
-                class_ids=range(len(wanted)),
-                num_rows=len(wanted),
-                batch_size=batch_size,
-            ).total
-            for part in validation
-        ]
+        scores = _scores(model, task, validation, len(wanted), pixels, batch_size)
         reached = float(np.mean(scores)) if scores else epoch  # nothing to choose by: the last
         if reached > best[0]:
-            state = {
-                name: value.detach().cpu().clone() for name, value in model.state_dict().items()
-            }
-            best = reached, state
+            best = reached, {n: v.detach().cpu().clone() for n, v in model.state_dict().items()}
     model.load_state_dict(best[1])
     saved = save_model(model.cpu().eval(), to_dir, processor=base.processor)
     took = {
@@ -148,6 +135,28 @@ def train_reference(
     }
     write_bytes(saved / _RECORD, json.dumps(took, indent=2).encode())
     return saved
+
+
+def _scores(
+    model: Any,
+    task: Task,
+    sets: Sequence[ImageSet],
+    num_rows: int,
+    pixels: Pixels,
+    batch_size: int,
+) -> list[float]:
+    """Return the task's number over each set."""
+    return [
+        task.score(
+            model,
+            images,
+            pixels=pixels,
+            class_ids=range(num_rows),
+            num_rows=num_rows,
+            batch_size=batch_size,
+        ).total
+        for images in sets
+    ]
 
 
 def seconds_of(reference: str | Path) -> float | None:

@@ -177,8 +177,7 @@ def probe(subject: Subject, layer: str, *, seed: int) -> Probed:
     forget, retain = subject.of("forget", "test"), subject.of("retain", "test")
     assert forget is not None
     assert retain is not None
-    mean, spread = x.mean(0), x.std(0)
-    spread = np.where(spread > 1e-6 * max(float(spread.max()), 1e-12), spread, 1.0)
+    mean, spread = moments(x)
 
     def scaled(features: Matrix) -> Matrix:
         return np.asarray((features - mean) / spread, np.float32)
@@ -206,6 +205,15 @@ def probe(subject: Subject, layer: str, *, seed: int) -> Probed:
         shuffled=float((shuffled.predict(tests[0]) == forget.class_ids).mean()),
         regularisation=best,
     )
+
+
+def moments(x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return mean and standard deviation (features,) of rows (units, features), to divide by.
+
+    Of a feature that hardly varies, beside the one that varies most, the deviation is given as 1.
+    """
+    mean, spread = x.mean(0), x.std(0)
+    return mean, np.where(spread > 1e-6 * max(float(spread.max()), 1e-12), spread, 1.0)
 
 
 def fit(x: Matrix, y: Labels, regularisation: float) -> LogisticRegression:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from kswap.audits.findings import Cell, Curve, Finding, Interval, Table, missing, not_available
-from kswap.audits.probe import lacking
+from kswap.audits.probe import lacking, moments
 from kswap.audits.scores import KEPT_SHARE
 from kswap.audits.statistics import t_interval
 from kswap.audits.subjects import NO_FORGET, Case, Subject, SubjectName
@@ -252,8 +252,7 @@ def relearn_head(
     if condition.share:
         rows = draw_rows(y_forget, condition.share, num_forget, seed=seed, draw=draw)
         x, y = np.concatenate([x, x_forget[rows]]), np.concatenate([y, y_forget[rows]])
-    mean, spread = x.mean(0), x.std(0)
-    spread = np.where(spread > 1e-6 * max(float(spread.max()), 1e-12), spread, 1.0)
+    mean, spread = moments(x)
     num_rows = answers["forget", "test"].logits.shape[1] - 1  # type: ignore[union-attr]
     weight, bias, lacks = _start(subject, x.shape[1], num_rows)
     fresh = np.isin(np.arange(len(bias)), forgotten) if condition.share else lacks

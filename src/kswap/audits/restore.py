@@ -18,7 +18,15 @@ from numpy.typing import NDArray
 from sklearn.neighbors import KNeighborsClassifier
 
 from kswap.audits.findings import Cell, Finding, Interval, Table, missing
-from kswap.audits.probe import MARGIN, REGULARISATIONS, balanced, fit, lacking, training_units
+from kswap.audits.probe import (
+    MARGIN,
+    REGULARISATIONS,
+    balanced,
+    fit,
+    lacking,
+    moments,
+    training_units,
+)
 from kswap.audits.statistics import difference, share_interval, t_interval
 from kswap.audits.subjects import NO_FORGET, Case, Subject
 from kswap.models.rows import class_mean_rows
@@ -209,8 +217,7 @@ class FewShot:
         """Answer by a head that is fitted anew on retained units and a few forgotten ones."""
         used = np.concatenate([np.flatnonzero(self.kept), rows])
         x, y = self.x[used], self.y[used]
-        mean, spread = x.mean(0), x.std(0)
-        spread = np.where(spread > 1e-6 * max(float(spread.max()), 1e-12), spread, 1.0)
+        mean, spread = moments(x)
         fitted = fit((x - mean) / spread, y, strength)
         return lambda x: np.asarray(fitted.predict((x - mean) / spread))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -97,9 +97,3 @@ def subset(images: ImageSet, rows: NDArray[np.int64]) -> ImageSet:
 def num_images(sets: Mapping[Role, Mapping[Split, ImageSet]]) -> int:
     """Return the number of images of all sets."""
     return sum(len(images) for splits in sets.values() for images in splits.values())
-
-
-def classes_of(sets: Mapping[Role, Mapping[Split, ImageSet]], role: Role) -> Sequence[int]:
-    """Return the classes of a role that occur as the class of an image."""
-    found = {int(c) for images in sets.get(role, {}).values() for c in images.class_ids}
-    return tuple(sorted(found))

@@ -28,9 +28,9 @@ from kswap.tasks.answers import (
     semantic_map_from_pixels,
     semantic_map_from_queries,
 )
+from kswap.tasks.boxes import box_iou, to_corners
 from kswap.tasks.coco_map import coco_map
 from kswap.tasks.criteria import outputs_only
-from kswap.tasks.detection import box_iou, to_corners
 from kswap.tasks.frames import frame_of, of_image, scale_of
 from kswap.tasks.inside import nearest_query, read_by_head, size_of
 from kswap.tasks.miou import IoU

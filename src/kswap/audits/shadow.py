@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from kswap.audits.findings import Cell, Finding, Interval, Table, missing, not_available
 from kswap.audits.membership import signals
-from kswap.audits.probe import lacking
+from kswap.audits.probe import lacking, moments
 from kswap.audits.statistics import auc, t_interval, tpr_at_fpr
 from kswap.audits.subjects import NO_FORGET, Case, Subject
 
@@ -172,8 +172,7 @@ def train_shadows(
 ) -> Shadows:
     """Train all shadow heads at once; each sees the kept units and its half of the pool."""
     x = np.concatenate([x_kept, pool])
-    mean, spread = x.mean(0), x.std(0)
-    spread = np.where(spread > 1e-6 * max(float(spread.max()), 1e-12), spread, 1.0)
+    mean, spread = moments(x)
     inputs = torch.from_numpy((x - mean) / spread).float()
     classes, targets = np.unique(np.concatenate([y_kept, labels]), return_inverse=True)
     y = torch.from_numpy(targets)

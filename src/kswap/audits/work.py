@@ -19,9 +19,9 @@ from kswap.data import SwapData, build_data
 from kswap.data.text import listed
 from kswap.errors import UserError
 from kswap.models import artefact
-from kswap.models.checks import check_fits
+from kswap.models.fits import check_fits
 from kswap.models.loading import Loaded, load_base
-from kswap.run_folder import check_data_is_named
+from kswap.run_folder import check_classes, check_data_is_named
 from kswap.settings import ROLES, Role
 from kswap.tasks import Pixels
 from kswap.training.checkpoint import weights_digest
@@ -76,12 +76,7 @@ def load_run(run_dir: Path, results: Mapping[str, Any], *, level: Level, seed: i
     swapped, processor = artefact.load(run_dir)
     base = replace(base, processor=processor)  # the run's own, also where it was given in memory
     data = _read(config, base, processor)
-    names = {r: [data.id2label[c] for c in data.class_ids.get(r, ())] for r in ROLES}
-    if names != results["classes"]:
-        raise UserError(
-            f"{run_dir}: the classes of its data are not those of the run (the data has changed, "
-            "or was given in memory); restore it"
-        )
+    check_classes(run_dir, data.names, results)
     labels = {int(i): str(name) for i, name in swapped.config.id2label.items()}
     if labels != data.id2label:
         raise UserError(

@@ -10,9 +10,11 @@ from kswap.benching.arms import Arm
 from kswap.config import SwapConfig
 from kswap.demo import demo_values, write_demo
 from kswap.errors import UserError
+from kswap.settings import TASKS
 from kswap.yaml_text import merge, read_yaml
 
-DEMOS = ("classification", "segmentation", "detection")
+DEMOS = TASKS
+"""There is one for each task."""
 
 
 def suite_values(

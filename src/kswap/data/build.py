@@ -26,6 +26,7 @@ from kswap.data.decode import (
     read_item,
 )
 from kswap.data.images import skipped
+from kswap.data.left_out import notes_on_gaps, notes_on_splits
 from kswap.data.pixels import Fitter
 from kswap.data.roles import Roles, assign_roles
 from kswap.data.sets import ImageSet, SwapData
@@ -36,7 +37,7 @@ from kswap.data.stream_makers import WholeMaker
 from kswap.data.stream_sample import row_of, streamed_source
 from kswap.data.streaming import StreamedImages
 from kswap.data.table import Source
-from kswap.data.text import count, listed, one_line
+from kswap.data.text import listed, one_line
 from kswap.errors import UserError
 from kswap.settings import ROLES, SPLITS, Role, SourceConfig, Split, TaskName, forgets, learns
 
@@ -85,7 +86,6 @@ def build_data(
         scenes = build_scenes(
             config,
             settings,
-            _cut,
             task=task,
             id2label=id2label,
             processor=processor,
@@ -95,17 +95,11 @@ def build_data(
             on_progress=on_progress,
         )
         return replace(scenes, notes=(*unused, *scenes.notes), in_memory=given_roles)
-    sources: dict[Role, Source] = {}
-    shards: dict[Role, Shards] = {}
-    for role, one in settings.items():
-        if one.streaming:
-            sources[role], shards[role] = streamed_source(
-                role, one, WholeCells(one), in_memory.get(role)
-            )
-        else:
-            sources[role] = open_source(role, one, in_memory.get(role))
+    sources, shards = _open_sources(settings, in_memory)
     roles = assign_roles(sources, settings, id2label, forgotten)
-    cuts = {role: _cut(config, role, source, settings[role]) for role, source in sources.items()}
+    cuts = {
+        role: Cut.of(source.splits, config.data, settings[role]) for role, source in sources.items()
+    }
     items = _list_items(sources, roles)
     fitter = Fitter(processor)
     decoded = decode_all(
@@ -147,7 +141,14 @@ def build_data(
         for role, own in shards.items()
     }
     source_notes = [note for source in sources.values() for note in source.notes]
-    every_note = [*unused, *source_notes, *roles.notes, *_notes(decoded, arrangement, cuts), *notes]
+    every_note = [
+        *unused,
+        *source_notes,
+        *roles.notes,
+        *([skipped(decoded.bad)] if decoded.bad else ()),
+        *notes_on_splits(arrangement, cuts, copies_within="a class and split"),
+        *notes,
+    ]
     return SwapData(
         id2label=roles.id2label,
         num_base_classes=roles.num_base_classes,
@@ -158,6 +159,21 @@ def build_data(
         streamed=streamed,
         in_memory=given_roles,
     )
+
+
+def _open_sources(
+    settings: Mapping[Role, SourceConfig], in_memory: Mapping[Role, object]
+) -> tuple[dict[Role, Source], dict[Role, Shards]]:
+    """Return the source of each role, of a stream its sample, and the shards of each stream."""
+    sources: dict[Role, Source] = {}
+    shards: dict[Role, Shards] = {}
+    for role, one in settings.items():
+        given = in_memory.get(role)
+        if one.streaming:
+            sources[role], shards[role] = streamed_source(role, one, WholeCells(one), given)
+        else:
+            sources[role] = open_source(role, one, given)
+    return sources, shards
 
 
 def _drop_unlearned(order: str, settings: dict[Role, SourceConfig]) -> list[str]:
@@ -184,16 +200,6 @@ def _check_roles(in_memory: Mapping[Any, object]) -> None:
             raise UserError(
                 f"{role!r} is not a role; data in memory is given for {', '.join(ROLES)}"
             )
-
-
-def _cut(config: SwapConfig, role: Role, source: Source, settings: SourceConfig) -> Cut:
-    return Cut(
-        test_fraction=0.0 if "test" in source.splits else config.data.test_fraction,
-        validation_fraction=0.0
-        if "validation" in source.splits
-        else config.data.validation_fraction,
-        train_fraction=1.0 if settings.streaming else settings.fraction,
-    )
 
 
 def _list_items(sources: Mapping[Role, Source], roles: Roles) -> list[Item]:
@@ -232,9 +238,8 @@ def _check_classes(
             continue
         raise UserError(
             f"{role}: class {one_line(roles.id2label[class_id])!r} has one image that is not a "
-            "copy in "
-            f"{sources[role].where}; it needs two, one to train and one to test (or a test split "
-            "of its own)"
+            f"copy in {sources[role].where}; it needs two, one to train and one to test (or a test "
+            "split of its own)"
         )
     before = Counter((item.role, item.class_id) for item in items if item.split == "train")
     after = Counter(
@@ -259,16 +264,9 @@ def _check_classes(
         if len(no_test) == len(class_ids):
             raise UserError(
                 f"{role}: no test images of {listed(roles.id2label[i] for i in no_test)} in "
-                f"{source.where}; add some, "
-                "or leave the test split out, then one is cut from train"
+                f"{source.where}; add some, or leave the test split out, then one is cut from train"
             )
-        for missing, what in (
-            (no_train, "train images"),
-            (no_test, "test images, so without a score"),
-        ):
-            if missing:
-                names = listed(roles.id2label[i] for i in missing)
-                notes.append(f"{role}: {count(len(missing), 'class')} without {what}: {names}")
+        notes += notes_on_gaps(role, roles, no_train=no_train, no_test=no_test)
     return notes
 
 
@@ -301,7 +299,7 @@ def _gather(
         kept = decoded.store.take(i)
         if kept is not None:
             return kept
-        image = read_item(items[i])  # rare: see decode._may_be_used
+        image = read_item(items[i])  # rare: see decode.may_be_used
         if content_hash(image) != decoded.digests[i]:
             name = one_line(items[i].table.name(items[i].row))
             raise UserError(f"{name}: has changed while the data was read; run again")
@@ -318,27 +316,3 @@ def _gather(
             images = decoded.store.gather(f"{role}-{split}", chosen, read, decoded.example)
             sets[role][split] = ImageSet(images, class_array([items[i].class_id for i in chosen]))
     return sets
-
-
-def _notes(decoded: Decoded, arrangement: Arrangement, cuts: Mapping[Role, Cut]) -> list[str]:
-    notes = []
-    if decoded.bad:
-        notes.append(skipped(decoded.bad))
-    if arrangement.copies:
-        notes.append(
-            f"{count(arrangement.copies, 'exact copy')} of images within a class and split left out"
-        )
-    if arrangement.leaks:
-        notes.append(
-            f"{count(arrangement.leaks, 'image')} left out of train or validation, "
-            "because a test or validation split has the same picture"
-        )
-    if arrangement.two_classes:
-        notes.append(
-            f"{count(arrangement.two_classes, 'picture')} in one split under more than one class, "
-            "kept under each"
-        )
-    for role, number in arrangement.thinned.items():
-        share = cuts[role].train_fraction
-        notes.append(f"{role}: {count(number, 'train image')} left out by fraction {share:g}")
-    return notes

@@ -103,7 +103,7 @@ def decode_all(
         except BadImageError as error:
             return error
         digest = content_hash(image)
-        if found is not None and not _may_be_used(digest, shares[index], seed):
+        if found is not None and not may_be_used(digest, shares[index], seed):
             return digest, None
         item = items[index]
         try:
@@ -133,12 +133,15 @@ def decode_all(
             found.store.__exit__(type(error), error, None)
         raise
     if found is None:
-        raise UserError(
-            f"{bad[0]}; it is one of {len(bad)}, and there is no other image"
-            if bad
-            else "no images"
-        )
+        raise no_image(bad)
     return found
+
+
+def no_image(bad: Sequence[BadImageError]) -> UserError:
+    """Return what to say where no image is left but those that are `bad`."""
+    if not bad:
+        return UserError("no images")
+    return UserError(f"{bad[0]}; it is one of {len(bad)}, and there is no other image")
 
 
 def fit(image: Image.Image, fitter: Fitter, name: Callable[[], str]) -> NDArray[Any]:
@@ -162,13 +165,12 @@ def check_size(fitted: NDArray[Any], example: NDArray[Any], item: Item) -> None:
     if fitted.shape != example.shape:
         raise UserError(
             f"{one_line(item.table.name(item.row))}: the processor gives it the shape "
-            f"{fitted.shape}, the first image "
-            f"{example.shape}; set a fixed size or crop in preprocessor_config.json, or resize "
-            "the files"
+            f"{fitted.shape}, the first image {example.shape}; set a fixed size or crop in "
+            "preprocessor_config.json, or resize the files"
         )
 
 
-def _may_be_used(digest: bytes, share: float, seed: int) -> bool:
+def may_be_used(digest: bytes, share: float, seed: int) -> bool:
     """Whether a picture's place in the order may be within `share`.
 
     There is some slack for small classes; where it is not enough, the few pictures needed are

@@ -74,9 +74,8 @@ def class_folders(folder: Path) -> Table:
         other.update(found_other)
     if not paths:
         raise UserError(
-            f"{one_line(folder)}: has class folders ({listed(path.name for path in folders)}), "
-            "but no images in them"
-            f"; put some there ({' '.join(sorted(SUFFIXES))})"
+            f"{one_line(folder)}: has class folders ({listed(path.name for path in folders)}), but "
+            f"no images in them; put some there ({' '.join(sorted(SUFFIXES))})"
         )
     notes = _notes(folder, other, num_nested)
     return Table(

@@ -235,8 +235,7 @@ def _pick(
             return by_name[name]
     raise UserError(
         f"{where}: cannot tell which column holds the {what} "
-        f"({listed(dataset.column_names) or 'there is none'}); "
-        f"name it in {key}"
+        f"({listed(dataset.column_names) or 'there is none'}); name it in {key}"
     )
 
 

@@ -164,9 +164,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("floating-point pixels have no agreed range, save it with 8 or 16 bits")
     if image.mode == "P" and "transparency" in image.info:
-        image = image.convert(
-            "RGBA"
-        )  # the same colours as straight to RGB, without Pillow's warning
+        # the same colours as straight to RGB, without Pillow's warning
+        image = image.convert("RGBA")
     return image.convert("RGB")
 
 

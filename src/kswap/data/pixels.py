@@ -127,11 +127,6 @@ class Fitter:
             )
         return pixels
 
-    def fit_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Return height and width of the fitted image, for those of an image."""
-        fitted = self(Image.new("RGB", (size[1], size[0])))
-        return size_of(fitted)
-
     def array_size(self, sizes: Iterable[tuple[int, int]]) -> tuple[int, int]:
         """Return height and width of an array that holds fitted images of `sizes`.
 

@@ -170,8 +170,7 @@ def _refuse_known(name: str, model: LabelIndex, gone: set[int]) -> None:
     if set(known) <= gone:
         raise UserError(
             f"learn: {one_line(name)!r} was forgotten by an earlier swap and still has a row of "
-            "the head; "
-            "run `kswap export --drop-forgotten` and start from its model"
+            "the head; run `kswap export --drop-forgotten` and start from its model"
         )
     raise UserError(
         f"learn: the model has the class {one_line(name)!r} already (its label is {label!r}); "
@@ -240,8 +239,8 @@ def _retain(
     if not roles.of_source["retain"]:
         raise UserError(
             f"retain: {source.where} has no class that the model keeps "
-            f"({listed(renamed.values())}); "
-            "name another source, or map the names with retain.rename"
+            f"({listed(renamed.values())}); name another source, or map the names with "
+            "retain.rename"
         )
     without = [
         label
@@ -262,8 +261,7 @@ def _matched(role: Role, names: Collection[str], model: LabelIndex, where: str) 
         if class_id in matched and where.endswith(".classes"):
             raise UserError(
                 f"{role}.classes: {one_line(name)!r} and {one_line(matched[class_id])!r} are one "
-                "class of the model "
-                f"({one_line(model.id2label[class_id])!r}); name it once"
+                f"class of the model ({one_line(model.id2label[class_id])!r}); name it once"
             )
         matched.setdefault(class_id, name)
     return matched

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from kswap.config import SwapConfig
 from kswap.data.decode import Item, Progress, class_array, store_for
 from kswap.data.images import skipped
+from kswap.data.left_out import notes_on_gaps, notes_on_splits
 from kswap.data.pixels import Fitter
 from kswap.data.roles import Roles, assign_roles
 from kswap.data.scene_cells import SceneCells
@@ -45,7 +46,6 @@ from kswap.settings import SPLITS, Role, SourceConfig, Split, TaskName
 def build_scenes(
     config: SwapConfig,
     settings: Mapping[Role, SourceConfig],
-    cuts_of: Any,
     *,
     task: TaskName,
     id2label: Mapping[int, str],
@@ -60,7 +60,6 @@ def build_scenes(
     Args:
         config: of the run.
         settings: of the roles that have a source.
-        cuts_of: (config, role, source, settings) -> Cut.
         task: segmentation or detection.
         id2label: rows of the model's head.
         processor: the model's image processor.
@@ -73,27 +72,21 @@ def build_scenes(
         UserError: a source, a class name, an image or its annotations are not as they have to be.
     """
     fitter = Fitter(processor, dense=True)
-    reduce_zero = bool(getattr(processor, "do_reduce_labels", False))
-    skip_bad = config.data.on_bad_image == "skip"
-    sources: dict[Role, Source] = {}
-    shards: dict[Role, Shards] = {}
-    for role, one in settings.items():
-        if one.streaming:
-            partial = is_partial(role, one)
-            kind = SceneCells(one, task, id2label, reduce_zero, partial, skip_bad)
-            sources[role], shards[role] = streamed_source(role, one, kind, in_memory.get(role))
-        else:
-            opener = SceneOpener(
-                role, one, task, id2label, reduce_zero=reduce_zero, skip_bad=skip_bad
-            )
-            sources[role] = opener.open(in_memory.get(role))
+    sources, shards = _open_sources(
+        settings,
+        in_memory,
+        task,
+        id2label,
+        reduce_zero=bool(getattr(processor, "do_reduce_labels", False)),
+        skip_bad=config.data.on_bad_image == "skip",
+    )
     roles = assign_roles(sources, settings, id2label, forgotten)
     rows = {
         role: rows_of(role, source, roles, one.rename, partial=is_partial(role, one))
         for (role, source), one in zip(sources.items(), settings.values(), strict=True)
     }
-    cuts: dict[Role, Cut] = {
-        role: cuts_of(config, role, source, settings[role]) for role, source in sources.items()
+    cuts = {
+        role: Cut.of(source.splits, config.data, settings[role]) for role, source in sources.items()
     }
     items, left_out = _list_items(sources, roles)
     reader = SceneReader(items, fitter, rows)
@@ -161,6 +154,32 @@ def build_scenes(
     )
 
 
+def _open_sources(
+    settings: Mapping[Role, SourceConfig],
+    in_memory: Mapping[Role, Any],
+    task: TaskName,
+    id2label: Mapping[int, str],
+    *,
+    reduce_zero: bool,
+    skip_bad: bool,
+) -> tuple[dict[Role, Source], dict[Role, Shards]]:
+    """Return the source of each role, of a stream its sample, and the shards of each stream."""
+    sources: dict[Role, Source] = {}
+    shards: dict[Role, Shards] = {}
+    for role, one in settings.items():
+        given = in_memory.get(role)
+        if one.streaming:
+            partial = is_partial(role, one)
+            kind = SceneCells(one, task, id2label, reduce_zero, partial, skip_bad)
+            sources[role], shards[role] = streamed_source(role, one, kind, given)
+        else:
+            opener = SceneOpener(
+                role, one, task, id2label, reduce_zero=reduce_zero, skip_bad=skip_bad
+            )
+            sources[role] = opener.open(given)
+    return sources, shards
+
+
 def _num_of(rows: Mapping[str, int], source: Source) -> Counter[int]:
     """Return how many images of a source hold each row."""
     counted: Counter[int] = Counter()
@@ -225,13 +244,7 @@ def _check_classes(
                 f"{source.where}; add some (a class needs two images, one to train and one to "
                 "test), or leave the test split out, then one is cut from train"
             )
-        for missing, what in (
-            (no_train, "train images"),
-            (no_test, "test images, so without a score"),
-        ):
-            if missing:
-                names = listed(roles.id2label[i] for i in missing)
-                notes.append(f"{role}: {count(len(missing), 'class')} without {what}: {names}")
+        notes += notes_on_gaps(role, roles, no_train=no_train, no_test=no_test)
     return notes
 
 
@@ -318,7 +331,7 @@ class _Gather:
         return padded_mask(mask, self.size)
 
     def _read_again(self, i: int) -> Arrays:
-        """Read an image that was not kept; rare: see decode._may_be_used."""
+        """Read an image that was not kept; rare: see decode.may_be_used."""
         scene, arrays = self.reader(i)
         if scene.digest != self._scene(i).digest:
             item = self.reader.items[i]
@@ -358,14 +371,4 @@ def _notes(
                 f"{role}: {count(empty, 'image')} left out, whose objects are outside the image or "
                 "too small at the model's size"
             )
-    if arrangement.copies:
-        notes.append(f"{count(arrangement.copies, 'exact copy')} of images within a split left out")
-    if arrangement.leaks:
-        notes.append(
-            f"{count(arrangement.leaks, 'image')} left out of train or validation, "
-            "because a test or validation split has the same picture"
-        )
-    for role, number in arrangement.thinned.items():
-        share = cuts[role].train_fraction
-        notes.append(f"{role}: {count(number, 'train image')} left out by fraction {share:g}")
-    return notes
+    return [*notes, *notes_on_splits(arrangement, cuts, copies_within="a split")]

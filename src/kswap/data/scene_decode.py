@@ -22,6 +22,7 @@ from kswap.data.decode import (
     Progress,
     content_hash,
     in_order,
+    no_image,
     read_item,
     refuse,
     store_for,
@@ -34,7 +35,6 @@ from kswap.data.sets import IGNORE, Boxes
 from kswap.data.splits import Cut
 from kswap.data.store import FileStore, MemoryStore
 from kswap.data.table import ImageLike
-from kswap.errors import UserError
 from kswap.settings import DataConfig, Role
 
 
@@ -208,7 +208,7 @@ def decode_scenes(
                     largest = max(scene.size) ** 2 * (fitted.nbytes / np.prod(scene.size) + 2)
                     store = store_for(sum(shares) * largest, data, cache_dir)
                     found = Scenes(store, scenes, fitted, bad)
-                if scene.own and decode._may_be_used(scene.digest, shares[index], seed):
+                if scene.own and decode.may_be_used(scene.digest, shares[index], seed):
                     found.store.put(index, fitted)
                     if mask is not None:
                         found.store.put(~index, mask)
@@ -217,9 +217,5 @@ def decode_scenes(
             found.store.__exit__(type(error), error, None)
         raise
     if found is None:
-        raise UserError(
-            f"{bad[0]}; it is one of {len(bad)}, and there is no other image"
-            if bad
-            else "no images"
-        )
+        raise no_image(bad)
     return found

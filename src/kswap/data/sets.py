@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kswap.data.pixels import Pixels
-from kswap.settings import Role, Split
+from kswap.settings import ROLES, Role, Split
 
 if TYPE_CHECKING:
     from kswap.data.streaming import StreamedImages
@@ -90,3 +90,8 @@ class SwapData:
     """The train images of roles that stream."""
     in_memory: tuple[Role, ...] = ()
     """Roles whose images were given as data sets, whatever the config names."""
+
+    @property
+    def names(self) -> dict[Role, list[str]]:
+        """The names of the classes of every role, as results.json has them."""
+        return {role: [self.id2label[c] for c in self.class_ids.get(role, ())] for role in ROLES}

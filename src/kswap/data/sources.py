@@ -173,10 +173,7 @@ def table_source(
         with reading(str(path)):
             saved = datasets.load_from_disk(str(path))
         return _dataset_source(saved, settings, where=str(path), folder=path, table=table)
-    for folder in (
-        path,
-        path / "data",
-    ):  # "data" is where the hub keeps the table files of a data set
+    for folder in (path, path / "data"):  # the hub keeps the table files of a data set in "data"
         files = [file for file in table_files(folder) if file.suffix.lower() not in but]
         if files:
             splits = by_split(folder, files)
@@ -284,11 +281,8 @@ def _files_source(
             f"{listed(READERS)}{shards}"
         )
     (kind,) = kinds
-    options = (
-        {"sep": "\t"}
-        if any(p.suffix.lower() == ".tsv" for ps in files.values() for p in ps)
-        else {}
-    )
+    is_tsv = any(path.suffix.lower() == ".tsv" for paths in files.values() for path in paths)
+    options = {"sep": "\t"} if is_tsv else {}
     full = {split: [p for p in paths if not is_empty(p)] for split, paths in files.items()}
     empty = [split for split, paths in full.items() if not paths]
     if empty:

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Protocol, Self, TypeVar
 
-from kswap.settings import Role, Split
+from kswap.settings import DataConfig, Role, SourceConfig, Split
 
 KEY_BITS = 64
 
@@ -42,6 +42,18 @@ class Cut:
     """0: the source has a validation split of its own, or none is wanted."""
     train_fraction: float
     """Share of the remaining train images that is used."""
+
+    @classmethod
+    def of(cls, own: Collection[Split], data: DataConfig, settings: SourceConfig) -> Self:
+        """Return what the config says of a source that has the splits `own` already.
+
+        A stream is thinned out as it is read.
+        """
+        return cls(
+            test_fraction=0.0 if "test" in own else data.test_fraction,
+            validation_fraction=0.0 if "validation" in own else data.validation_fraction,
+            train_fraction=1.0 if settings.streaming else settings.fraction,
+        )
 
     @property
     def share(self) -> float:

@@ -66,7 +66,7 @@ def voc_table(xml_dir: Path, images_dir: Path, *, only: list[str] | None = None)
         )
     if not rows:
         raise UserError(f"{one_line(xml_dir)}: has no .xml files; name a folder that has some")
-    parsed = [_parse(files[row]) for row in rows]
+    parsed = [_XmlFile(files[row]) for row in rows]
     names = sorted({name for one in parsed for name in one.names})
     code = {name: place for place, name in enumerate(names)}
     paths = [
@@ -95,7 +95,7 @@ def voc_table(xml_dir: Path, images_dir: Path, *, only: list[str] | None = None)
     )
 
 
-class _parse:  # noqa: N801 - reads like the function it is
+class _XmlFile:
     """The content of one XML file."""
 
     def __init__(self, path: Path) -> None:

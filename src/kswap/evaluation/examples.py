@@ -84,10 +84,9 @@ def _picture(image: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _truth(images: ImageSet, row: int, inside: tuple[int, int], size: tuple[int, int]) -> Marks:
-    none = np.zeros(0, np.float32)
     if images.masks is not None:
         mask = images.masks[row][: inside[0], : inside[1]]
-        return Marks(none.astype(np.int64), none, _nearest(mask, size))
+        return Marks.of_mask(_nearest(mask, size))
     if images.boxes is not None:
         found = images.boxes[row]
         kept = ~found.crowd

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import inspect
-import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
@@ -21,8 +16,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES,
 )
 
-from kswap.errors import UserError
-from kswap.models.examples import example_inputs
+from kswap.errors import UserError, brief
 from kswap.settings import TaskName
 
 _SAFE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -36,10 +30,6 @@ _HARMLESS_EXTRAS = (
     "num_batches_tracked",
 )
 """Parts of keys in a checkpoint that a classifier leaves unused without changing its answers."""
-_LOSSES = ("_loss_function", "get_loss_dict")
-"""What a detector's forward and a mask classifier's call with labels."""
-_MODELS = str(Path(transformers.__file__).parent / "models")
-"""The folder of the library's models."""
 
 
 def check_folder(folder: Path) -> None:
@@ -64,8 +54,7 @@ def check_folder(folder: Path) -> None:
         if pickled:
             raise UserError(
                 f"model: {str(folder)!r} has pickled weights only ({pickled[0]}), which can run "
-                "code when "
-                "opened; convert them where you trust them: "
+                "code when opened; convert them where you trust them: "
                 "AutoModelForImageClassification.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)"
             )
         raise UserError(
@@ -76,8 +65,7 @@ def check_folder(folder: Path) -> None:
     if files.isdisjoint(_PROCESSOR_FILES) and not of_timm:
         raise UserError(
             f"model: {str(folder)!r} has no preprocessor_config.json; copy that of the model it "
-            "was trained "
-            "from, or save its image processor there (save_pretrained)"
+            "was trained from, or save its image processor there (save_pretrained)"
         )
 
 
@@ -87,8 +75,7 @@ def check_config(name: str, values: Mapping[str, Any]) -> TaskName:
     if values.get("auto_map"):
         raise UserError(
             f"model: {name!r} needs code of its own (auto_map in config.json), which kswap never "
-            "runs; "
-            "name a model of a family that is part of transformers"
+            "runs; name a model of a family that is part of transformers"
         )
     if values.get("quantization_config"):
         raise UserError(
@@ -115,8 +102,8 @@ def check_config(name: str, values: Mapping[str, Any]) -> TaskName:
     if task == "classification" and model_type not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
         raise UserError(
             f"model: {name!r} is of type {model_type!r}, for which transformers has no image "
-            "classifier; "
-            f"types that have: {', '.join(sorted(MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES))}"
+            "classifier; types that have: "
+            f"{', '.join(sorted(MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES))}"
         )
     check_labels(name, values.get("id2label"), values.get("num_labels"))
     return task
@@ -141,8 +128,7 @@ def check_labels(name: str, id2label: Any, num_labels: Any) -> None:
     if isinstance(num_labels, int) and num_labels != len(ids):
         raise UserError(
             f"model: config.json of {name!r} says num_labels {num_labels} but id2label has "
-            f"{len(ids)} names; "
-            "correct the one that does not fit the head"
+            f"{len(ids)} names; correct the one that does not fit the head"
         )
 
 
@@ -153,8 +139,7 @@ def check_loading(name: str, info: Mapping[str, Any]) -> None:
         key, found, expected = mismatched[0]
         raise UserError(
             f"model: weight {key} of {name!r} has shape {tuple(found)}, config.json asks for "
-            f"{tuple(expected)}; "
-            "correct num_labels, id2label or the sizes in config.json"
+            f"{tuple(expected)}; correct num_labels, id2label or the sizes in config.json"
         )
     missing = sorted(info["missing_keys"])
     if missing:
@@ -211,140 +196,6 @@ def repair_config(model: PreTrainedModel) -> None:
         config.output_hidden_states = True
 
 
-def check_fits(model: PreTrainedModel, pixel_values: Tensor, name: str) -> None:
-    """Refuse a model that cannot take the images of its image processor, or labels with them.
-
-    Labels are tried where gradients are on, as in a swap: nothing learns where they are off.
-
-    Args:
-        model: in eval mode.
-        pixel_values: of the image processor.
-        name: what the user named.
-
-    Raises:
-        UserError: its forward raises; says why, in the library's own words.
-    """
-    learns = torch.is_grad_enabled()
-    with torch.no_grad():
-        error = _error_of(model, pixel_values=pixel_values)
-        if error is not None:
-            raise UserError(_why_no_images(model, pixel_values, name, error)) from None
-        labels = _some_labels(model, pixel_values) if learns else {}
-        if not labels:
-            return
-        with _without_loss(model):
-            error = _error_of(model, pixel_values=pixel_values, **labels)
-    if error is not None:
-        raise UserError(
-            f"model: {name!r} ({type(model).__name__}) answers images but cannot be trained: in "
-            f"transformers' own code its forward with labels raises {_told(error)}; correct what "
-            "config.json says of its losses, or name another model"
-        )
-
-
-def _error_of(model: PreTrainedModel, **inputs: Any) -> Exception | None:
-    """Return what a forward raises, if anything."""
-    try:
-        model(**inputs)
-    except _LossReached:
-        return None
-    except Exception as error:  # whatever the library's code runs into
-        return error
-    return None
-
-
-def _why_no_images(
-    model: PreTrainedModel, pixel_values: Tensor, name: str, error: Exception
-) -> str:
-    """Return the refusal: of the size, if the model takes other sizes; else of the model."""
-    kind, size = type(model).__name__, tuple(pixel_values.shape[-2:])
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
-        return (
-            f"model: {name!r} ({kind}): there is too little memory for it to take images of {size} "
-            f"pixels ({brief(error)}); lower size in preprocessor_config.json, or name a smaller "
-            "model"
-        )
-    accepted = inspect.signature(model.forward).parameters
-    if "pixel_values" not in accepted:
-        inputs = next(iter(accepted), "nothing")
-        return (
-            f"model: {name!r} ({kind}) takes {inputs}, not pixel_values, and so no images; name a "
-            "model whose input is an image"
-        )
-    if _takes_another_size(model, pixel_values):
-        return (
-            f"model: {name!r} cannot take images of {size} pixels, which its image processor makes "
-            f"({brief(error)}); correct size or crop_size in preprocessor_config.json"
-        )
-    return (
-        f"model: {name!r} ({kind}) takes no images of its image processor, nor of other sizes: in "
-        f"transformers' own code its forward raises {_told(error)}; correct config.json, or name "
-        "another model"
-    )
-
-
-def _takes_another_size(model: PreTrainedModel, pixel_values: Tensor) -> bool:
-    """Whether images with the same channels, but of the config's or a common size, are taken."""
-    if pixel_values.ndim != 4:
-        return False
-    for inputs in example_inputs(model):
-        size = inputs["pixel_values"].shape[2:]
-        if set(inputs) != {"pixel_values"} or size == pixel_values.shape[2:]:
-            continue
-        images = pixel_values.new_zeros(1, pixel_values.shape[1], *size)
-        if _error_of(model, pixel_values=images) is None:
-            return True
-    return False
-
-
-def _some_labels(model: PreTrainedModel, pixel_values: Tensor) -> dict[str, Any]:
-    """Return an object of class 0 in every image, as `forward` takes it; {}: it needs no labels.
-
-    A detector's forward, and a mask classifier's, does more where there are labels than to compute
-    a loss: it makes the answers of auxiliary layers. That of others does not.
-    """
-    accepted = inspect.signature(model.forward).parameters
-    device, count = pixel_values.device, len(pixel_values)
-    class_ids = torch.zeros(1, dtype=torch.long, device=device)
-    if "mask_labels" in accepted:
-        masks = torch.ones(1, *pixel_values.shape[-2:], device=device)
-        return {"mask_labels": [masks] * count, "class_labels": [class_ids] * count}
-    if "labels" in accepted and task_of_class(type(model).__name__) == "detection":
-        boxes = torch.full((1, 4), 0.5, device=device)
-        return {"labels": [{"class_labels": class_ids, "boxes": boxes}] * count}
-    return {}
-
-
-class _LossReached(Exception):  # noqa: N818
-    """All is there that the loss of a model is computed from."""
-
-
-@contextlib.contextmanager
-def _without_loss(model: PreTrainedModel) -> Iterator[None]:
-    """Stop a forward with labels where the library's loss would begin: kswap computes its own."""
-
-    def reached(*_: Any, **__: Any) -> None:
-        raise _LossReached
-
-    own = vars(model)
-    before = {name: own[name] for name in _LOSSES if name in own}
-    own.update(dict.fromkeys(_LOSSES, reached))
-    try:
-        yield
-    finally:
-        for name in _LOSSES:
-            del own[name]
-        own.update(before)
-
-
-def _told(error: Exception) -> str:
-    """Return an error with its type and the line of the library where it came about, on one."""
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [f"{Path(f.filename).name}, line {f.lineno}" for f in frames if _MODELS in f.filename]
-    where = f" ({lines[-1]})" if lines else ""
-    return f"{type(error).__name__}: {brief(error)}{where}"
-
-
 def _few(names: list[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
@@ -373,9 +224,3 @@ def task_of_class(name: str) -> TaskName | None:
                 if name in ([one] if isinstance(one, str) else one):
                     return task
     return None
-
-
-def brief(error: object) -> str:
-    """Return an error's text as one short line."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 160 else text[:159] + "…"

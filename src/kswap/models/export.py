@@ -21,8 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from kswap.errors import UserError
-from kswap.models.checks import brief
+from kswap.errors import UserError, brief
 from kswap.models.examples import example_inputs
 from kswap.models.loading import quiet
 

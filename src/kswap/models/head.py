@@ -57,9 +57,8 @@ def find_heads(model: nn.Module) -> tuple[str, ...]:
     if not found:
         raise UserError(
             f"{type(model).__name__}: no linear layer with {config.num_labels} outputs produces "
-            "its "
-            "logits; name a classifier with a linear head "
-            f"(linear layers seen: {shown(linear_names(model)[::-1])})"
+            "its logits; name a classifier with a linear head (linear layers seen: "
+            f"{shown(linear_names(model)[::-1])})"
         )
     return tuple(sorted(found, key=found.__getitem__))
 
@@ -112,58 +111,28 @@ def recorded_head_inputs(
             handle.remove()
 
 
-def head_inputs(
-    model: nn.Module, pixel_values: Tensor, heads: Sequence[str] | None = None
-) -> dict[str, Tensor]:
-    """Return what each head receives for a batch, without gradients, in eval mode.
-
-    Args:
-        model: A bare model, or a PEFT model with `heads` given.
-        pixel_values: Images (batch, channels, height, width).
-        heads: Names from `find_heads`; found again (one more forward) when left out.
-
-    Returns:
-        Head name -> features (batch, in_features).
-    """
-    heads = find_heads(model) if heads is None else heads
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), recorded_head_inputs(model, heads) as features:
-            model(pixel_values=pixel_values)
-    finally:
-        model.train(was_training)
-    return {name: features[name].detach() for name in heads}
-
-
 def extend_head(
     model: nn.Module,
     id2label: Mapping[int, str],
     *,
-    init: Literal["class-mean", "random", "mean"],
+    init: Literal["random", "mean"],
     seed: int,
-    class_means: Mapping[str, Tensor] | None = None,
-    base_means: Mapping[str, Tensor] | None = None,
     heads: Sequence[str] | None = None,
 ) -> None:
     """Append one row for each new class to every head, in place; the config's label maps follow.
 
-    The start of the rows is that of `rows.py`: `class_mean_rows` or `random_rows`.
+    Rows that start from class means do so later, when these are known: see `set_new_rows`.
 
     Args:
         model: A bare model.
         id2label: The whole map after the extension; old ids keep their names.
-        init: Start of the new rows; segmenters and detectors: random or mean, see `insert_rows`.
+        init: Start of the new rows of a segmenter or detector, see `insert_rows`; those of a
+            classifier are random (`rows.random_rows`).
         seed: Seed of random rows.
-        class_means: For class-mean: head name -> (num_new, in_features), in the order of the new
-            ids.
-        base_means: For class-mean: head name -> mean feature (in_features,) over images that the
-            base
-            knows, the centre of the features.
         heads: From `find_heads`; found again (one more forward) when left out.
 
     Raises:
-        ValueError: the map does not extend the model's, or class means are missing or misshapen.
+        ValueError: the map does not extend the model's.
     """
     config: Any = model.config
     num_old = int(config.num_labels)
@@ -175,23 +144,15 @@ def extend_head(
         _set_labels(model, dict(id2label), num_old)
         return
     generator = torch.Generator().manual_seed(seed)
-    rows: dict[str, tuple[Tensor, Tensor]] = {}
-    for name in find_heads(model) if heads is None else heads:
+    names = find_heads(model) if heads is None else heads
+    for name in names if num_new else ():
         head = _linear(model, name)
-        if num_new and init == "random":
-            rows[name] = random_rows(num_new, head.in_features, generator)
-        elif num_new:
-            means = _means(class_means, name, (num_new, head.in_features))
-            centre = None if base_means is None else _means(base_means, name, (head.in_features,))
-            bias = None if head.bias is None else head.bias.detach()
-            rows[name] = class_mean_rows(head.weight.detach(), bias, means, centre)
-    for name, (weight, bias) in rows.items():
-        head = _linear(model, name)
-        weight = torch.cat([head.weight.detach(), weight.to(head.weight)])
-        if head.bias is None:
-            _replace_rows(head, weight, None)
-        else:
-            _replace_rows(head, weight, torch.cat([head.bias.detach(), bias.to(head.bias)]))
+        new_weight, new_bias = random_rows(num_new, head.in_features, generator)
+        weight = torch.cat([head.weight.detach(), new_weight.to(head.weight)])
+        bias = None
+        if head.bias is not None:
+            bias = torch.cat([head.bias.detach(), new_bias.to(head.bias)])
+        _replace_rows(head, weight, bias)
     _set_labels(model, dict(id2label), num_old)
 
 
@@ -227,9 +188,8 @@ def freeze_old_rows(
 ) -> list[RemovableHandle]:
     """Zero the gradient of all rows of the heads but the new ones at every backward.
 
-    New are the rows behind the first `num_old`: `num_new` of them, or all.
-
-    AdamW without weight decay then adds exactly 0 to them, so they stay bit-equal.
+    New are the rows behind the first `num_old`: `num_new` of them, or all. To the others AdamW
+    without weight decay then adds exactly 0, so that they stay bit-equal.
 
     Returns:
         Handles; `.remove()` lets the rows train again.
@@ -270,22 +230,6 @@ def _check_extension(config: Any, id2label: Mapping[int, str]) -> None:
         )
 
 
-def _means(given: Mapping[str, Tensor] | None, name: str, shape: tuple[int, ...]) -> Tensor:
-    if given is None or name not in given:
-        raise ValueError(
-            f"class-mean init needs the mean features of head {name!r}; pass them, or init random"
-        )
-    if tuple(given[name].shape) != shape:
-        raise ValueError(
-            f"means of head {name!r} have shape {tuple(given[name].shape)}, not {shape}"
-        )
-    if not torch.isfinite(given[name]).all():
-        raise ValueError(
-            f"means of head {name!r} are not finite; check the images and the base model"
-        )
-    return given[name].detach()
-
-
 def _replace_rows(head: nn.Linear, weight: Tensor, bias: Tensor | None) -> None:
     head.weight = nn.Parameter(weight, requires_grad=head.weight.requires_grad)
     if bias is not None:
@@ -318,8 +262,8 @@ def set_new_rows(
 ) -> None:
     """Start the rows behind the first `num_old` from class means, in place; see `class_mean_rows`.
 
-    For a head that was extended earlier, when the features of its new classes are known at last: a
-    stage that forgets before the first one that learns changes them.
+    A head is extended before the first stage, and the features of its new classes are known later:
+    a stage that forgets before the first one that learns changes them.
 
     Args:
         model: A bare or PEFT model.

@@ -28,10 +28,9 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Pr
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from kswap.errors import UserError
+from kswap.errors import UserError, brief
 from kswap.models.answering import remember_answers
 from kswap.models.checks import (
-    brief,
     check_can_be_rebuilt,
     check_config,
     check_folder,
@@ -231,8 +230,7 @@ def _config_values(name: str, where: str, offline: bool) -> dict[str, Any]:
         why = "the hub cannot be reached" if offline else brief(error)
         raise UserError(
             f"model: {name!r} is no folder here, and neither the hub nor its cache gives it "
-            f"({why}); "
-            "check the spelling, the network and, for a private one, `hf auth login`"
+            f"({why}); check the spelling, the network and, for a private one, `hf auth login`"
         ) from None
     if not isinstance(values, dict) or not values:
         raise UserError(
@@ -265,8 +263,7 @@ def _load_model(
         if from_hub and isinstance(error, OSError) and "safetensors" in str(error):
             raise UserError(
                 f"model: {name!r} has no safetensors weights, and pickled ones can run code when "
-                "opened; convert "
-                "them where you trust them: "
+                "opened; convert them where you trust them: "
                 "AutoModelForImageClassification.from_pretrained(MODEL).save_pretrained(NEW_FOLDER)"
             ) from None
         raise UserError(
@@ -287,8 +284,7 @@ def _load_processor(name: str, where: str, from_hub: bool, offline: bool) -> Any
     except Exception as error:
         raise UserError(
             f"model: the image processor of {name!r} cannot be loaded ({brief(error)}); give it "
-            "the "
-            "preprocessor_config.json of the model it was trained from"
+            "the preprocessor_config.json of the model it was trained from"
         ) from None
 
 

@@ -33,7 +33,7 @@ def class_mean_rows(
     old_weight: Tensor,
     old_bias: Tensor | None,
     means: Tensor,
-    centre: Tensor | None,
+    centre: Tensor,
     *,
     lead: bool = True,
 ) -> tuple[Tensor, Tensor]:
@@ -65,8 +65,7 @@ def class_mean_rows(
         old_weight: Rows of the old head (K, in_features).
         old_bias: Its bias (K,), if it has one.
         means: Mean feature of each new class (num_new, in_features).
-        centre: mu (in_features,): the mean feature over images that the base knows. Left out, it is
-            the mean of `means`, or the origin where there is one new class only.
+        centre: mu (in_features,): the mean feature over images that the base knows.
         lead: Whether every new row leads at its own mean.
 
     Returns:
@@ -74,8 +73,6 @@ def class_mean_rows(
     """
     weight, means = old_weight.double().cpu(), means.double().cpu()
     bias = weight.new_zeros(len(weight)) if old_bias is None else old_bias.double().cpu()
-    if centre is None:
-        centre = means.mean(0) if len(means) > 1 else torch.zeros_like(means[0])
     centre = centre.double().cpu()
     offsets = means - centre
     distances = offsets.norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)

@@ -60,17 +60,16 @@ def find_ffn_blocks(
     if not blocks:
         raise UserError(
             f"{type(model).__name__}: no transformer block has a feed-forward network of linear "
-            "layers; "
-            f"name a model of another family (linear layers seen: {shown(linear_names(model))})"
+            "layers; name a model of another family (linear layers seen: "
+            f"{shown(linear_names(model))})"
         )
     bare = _attention_without_ffn(model, graph, used, taken)
     if bare:
         raise UserError(
             f"{type(model).__name__}: {len(bare)} of its transformer blocks have no feed-forward "
-            "network of "
-            f"linear layers ({shown(bare)}), only {len(blocks)} have; kswap adapts every block or "
-            "none, so "
-            f"name a model of another family (linear layers seen: {shown(linear_names(model))})"
+            f"network of linear layers ({shown(bare)}), only {len(blocks)} have; kswap adapts "
+            "every block or none, so name a model of another family (linear layers seen: "
+            f"{shown(linear_names(model))})"
         )
     return blocks
 

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from kswap.errors import UserError
+from kswap.errors import UserError, brief
 from kswap.models.examples import example_inputs
 
 Kind = Literal["input", "constant", "add", "view", "tokenwise", "linear", "mix"]
@@ -131,7 +131,7 @@ def trace(model: nn.Module, inputs: Mapping[str, Tensor] | None = None) -> Trace
             try:
                 return _run(model, candidate)
             except Exception as error:  # a size the model does not take: the next one may fit
-                failure = failure or " ".join(str(error).split())[:160]
+                failure = failure or brief(error)
         raise UserError(
             f"{type(model).__name__}: does not run on an image of its own size ({failure}); "
             "check image_size and num_channels in its config.json"

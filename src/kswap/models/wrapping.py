@@ -1,4 +1,4 @@
-"""What a model is wrapped in (PEFT, DDP, FSDP, `torch.compile`), and other forwards for a while."""
+"""What a model is wrapped in (PEFT, DDP, FSDP, `torch.compile`); other forwards and modes in it."""
 
 from __future__ import annotations
 
@@ -23,6 +23,18 @@ def bare(model: nn.Module) -> Any:
             inner = inner.get_base_model()
         else:
             return inner
+
+
+@contextlib.contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Within the context a model is in evaluation mode; then each module is in its own again."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 @contextlib.contextmanager

@@ -1,10 +1,8 @@
 """Objectives that make a class be forgotten.
 
 Sources: the bounded cross-entropy is that of the ICML 2025 paper (arXiv 2502.08075) and of GS-LoRA;
-masked
-distillation follows DELETE (CVPR 2025), in the direction KL(target ‖ model), which stays finite
-where the
-target has no mass.
+masked distillation follows DELETE (CVPR 2025), in the direction KL(target ‖ model), which stays
+finite where the target has no mass.
 """
 
 from __future__ import annotations

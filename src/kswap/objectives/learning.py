@@ -1,8 +1,7 @@
 """Objectives that teach: what a unit is, and what the base model thought of it.
 
 Sources: distillation, Hinton et al. 2015 (arXiv 1503.02531); restricted to the old classes on
-images of new
-ones, Learning without Forgetting, Li and Hoiem 2016 (arXiv 1606.09282).
+images of new ones, Learning without Forgetting, Li and Hoiem 2016 (arXiv 1606.09282).
 """
 
 from __future__ import annotations

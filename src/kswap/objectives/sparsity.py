@@ -1,10 +1,8 @@
 """Group lasso over blocks: one group for each block, all LoRA matrices of its feed-forward network.
 
 R = Σ_groups sqrt(Σ_M ‖M‖_F²), as in the paper (no size weight). Two ways to minimise it: the
-paper's
-sub-gradient, made safe by an epsilon, never reaches zero; the proximal operator (Parikh and Boyd
-2014,
-section 6.5.1) does, exactly.
+paper's sub-gradient, made safe by an epsilon, never reaches zero; the proximal operator (Parikh and
+Boyd 2014, section 6.5.1) does, exactly.
 """
 
 from __future__ import annotations

@@ -17,9 +17,7 @@ from kswap.ranks import shards_base
 from kswap.running.state import RunState
 
 
-def base_model(
-    state: RunState,
-) -> Any:
+def base_model(state: RunState) -> Any:
     """Return the base where it trains, in what `training.base_weights` says."""
     bits = state.config.training.base_weights
     if bits == "fp32":  # one that is sharded goes to its devices part by part

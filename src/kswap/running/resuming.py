@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -44,6 +44,14 @@ def resume(state: RunState, resume_from: Path, fingerprint: str) -> dict[str, Te
     }
     state.on_note(f"going on from stage {position.stage}, step {position.step}")
     return tensors
+
+
+def part_of(
+    tensors: Mapping[str, Tensor], part: Literal["model", "before", "prepared"]
+) -> dict[str, Tensor]:
+    """Return what a checkpoint holds of the trained tensors, of the adapter before, or prepared."""
+    start = f"{part}."
+    return {name.removeprefix(start): t for name, t in tensors.items() if name.startswith(start)}
 
 
 def check_same(folder: RunFolder, fingerprint: str) -> None:

@@ -14,7 +14,7 @@ from kswap.models import artefact, head, structure
 from kswap.ranks import shards_base
 from kswap.running.knowledge import Knowledge
 from kswap.running.model import adapted, base_model, shard_base
-from kswap.running.resuming import resume
+from kswap.running.resuming import part_of, resume
 from kswap.running.saving import save
 from kswap.running.scoring import scored
 from kswap.running.stages import StageRunner, check_lengths
@@ -60,7 +60,7 @@ def finish(state: RunState, *, resume_from: Path) -> dict[str, Any]:
     swapped = adapted(state, model)
     groups = adapters.adapter_groups(swapped, state.blocks)
     trainee = _trainee(state, knowledge, swapped, list(groups.values()))
-    if weights := {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}:
+    if weights := part_of(tensors, "model"):
         artefact.load_trainable_state(swapped, weights)
     runner = StageRunner(state, knowledge, teachers)
     for stage in state.stages[state.position.stage - 1 :]:

@@ -18,7 +18,7 @@ from kswap.report.page import write_report
 from kswap.run_folder import write_results
 from kswap.running.model import adapted
 from kswap.running.state import RunState
-from kswap.settings import ROLES, Role, forgets
+from kswap.settings import forgets
 from kswap.training.checkpoint import prune
 from kswap.training.device import peak_memory_bytes
 
@@ -34,9 +34,7 @@ def save(
         trained = artefact.trainable_state(swapped)
         swapped = adapted(state, whole_base)
         artefact.load_trainable_state(swapped, trained)
-    names: dict[Role, list[str]] = {
-        role: [state.data.id2label[c] for c in state.data.class_ids.get(role, ())] for role in ROLES
-    }
+    names = state.data.names
     aimed_at = names["forget"] if forgets(state.config.order) else []
     forgotten = sorted({*state.loaded.forgotten, *aimed_at})
     processor = state.loaded.processor

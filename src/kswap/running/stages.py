@@ -16,7 +16,7 @@ from kswap.models.fused import fused_adapters
 from kswap.models.margin import lower_new_rows
 from kswap.plan import Stage
 from kswap.running.knowledge import Knowledge
-from kswap.running.resuming import checkpoint
+from kswap.running.resuming import checkpoint, part_of
 from kswap.running.scoring import scored
 from kswap.running.state import RunState
 from kswap.settings import Role
@@ -148,7 +148,7 @@ class StageRunner:
         trainee = narrowed(trainee, state.position.num_frozen)
         sets = {role: source.images for role, source in sources.items()}
         if state.position.step:
-            prepared = {k[9:]: v for k, v in tensors.items() if k.startswith("prepared.")}
+            prepared = part_of(tensors, "prepared")
         else:
             prepared = prepare(trainee, stage, streams, sets)
         trainee = without_unread_tokens(trainee, stage, sets, state.blocks[-1])
@@ -161,7 +161,7 @@ class StageRunner:
             state.spent("prefix", begin)
         optimiser = state.accelerator.prepare(make_optimiser(trainee.moved, stage.config.optimiser))
         if state.position.step:
-            before = {k[7:]: v for k, v in tensors.items() if k.startswith("before.")} or before
+            before = part_of(tensors, "before") or before
             load_optimiser_state(optimiser, trainee.moved, tensors)
             if state.accelerator.scaler is not None:
                 state.accelerator.scaler.load_state_dict(state.position.scaler)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
 
 from kswap.arrays import NOTHING, Confusion, Marks
 from kswap.data import ImageSet
 from kswap.tasks.answers import Detections
+from kswap.tasks.boxes import box_iou
 
 SURE = 0.3
 """Score from which on an answer is shown, and counts as one."""
@@ -47,21 +48,11 @@ def box_confusion(
         chosen = ~truth.crowd & np.isin(truth.class_ids, list(wanted))
         given = surely_seen(answer)
         assert given.boxes is not None
-        overlap = _overlap(truth.boxes[chosen], given.boxes)
-        for class_id, row in zip(truth.class_ids[chosen].tolist(), overlap, strict=True):
+        overlap = box_iou(torch.from_numpy(truth.boxes[chosen]), torch.from_numpy(given.boxes))
+        for class_id, row in zip(truth.class_ids[chosen].tolist(), overlap.numpy(), strict=True):
             best = int(row.argmax()) if row.size else 0  # of equal boxes the surer one
             fits = row.size > 0 and row[best] >= _FITS
             answered = int(given.class_ids[best]) if fits else NOTHING
             counts = confusion.setdefault(class_id, {})
             counts[answered] = counts.get(answered, 0) + 1
     return confusion
-
-
-def _overlap(one: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return (n, m) intersection over union of boxes given by their corners."""
-    low = np.maximum(one[:, None, :2], other[None, :, :2])
-    high = np.minimum(one[:, None, 2:], other[None, :, 2:])
-    common = (high - low).clip(0).prod(-1)
-    areas = [(b[:, 2:] - b[:, :2]).clip(0).prod(-1) for b in (one, other)]
-    union = areas[0][:, None] + areas[1][None] - common
-    return np.asarray(common / np.maximum(union, np.finfo(np.float32).tiny), np.float32)

@@ -14,6 +14,7 @@ from kswap.data import ImageSet
 from kswap.data.samples import Samples
 from kswap.gathering import in_order
 from kswap.models.head import recorded_head_inputs
+from kswap.models.wrapping import in_eval_mode
 from kswap.objectives import Units, has_role
 from kswap.settings import TermConfig
 from kswap.tasks import Examples, Pixels, Scores, Teacher, View
@@ -122,13 +123,10 @@ def _best(logits: Tensor) -> Marks:
 @torch.no_grad()
 def predict(model: nn.Module, images: Any, *, pixels: Pixels, batch_size: int) -> Tensor:
     """Return logits (images, classes) on the CPU, in fp32, the model in evaluation mode."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
 
     def answer(rows: slice) -> dict[str, Tensor]:
         return {"logits": model(pixel_values=pixels(images[rows])).logits.float().cpu()}
 
-    parts = [part["logits"] for part in in_order(len(images), batch_size, answer)]
-    for module in training:
-        module.training = True
+    with in_eval_mode(model):
+        parts = [part["logits"] for part in in_order(len(images), batch_size, answer)]
     return torch.cat(parts)

@@ -27,6 +27,7 @@ from kswap.settings import TermConfig
 from kswap.tasks import Examples, Pixels, Scores, Teacher, View, make_examples
 from kswap.tasks.answers import Detections, detections
 from kswap.tasks.box_confusion import box_confusion, surely_seen
+from kswap.tasks.boxes import box_iou, to_centres, to_corners
 from kswap.tasks.coco_map import coco_map
 from kswap.tasks.criteria import Layer, decompose
 from kswap.tasks.dense import object_divisors, roles_of
@@ -277,25 +278,3 @@ def _aligned(layer: Layer, teacher: Teacher, view: View, kind: Kind) -> Tensor:
     distance = torch.cdist(layer.boxes.float(), teacher["boxes"], p=1)
     order = align(5.0 * distance - 2.0 * giou + class_cost(ours, base))
     return teacher["logits"].gather(1, order[..., None].expand_as(teacher["logits"]))
-
-
-def to_centres(boxes: Tensor) -> Tensor:
-    """Turn left, top, right, bottom into centre x, centre y, width, height."""
-    low, high = boxes[..., :2], boxes[..., 2:]
-    return torch.cat([(low + high) / 2, high - low], -1)
-
-
-def to_corners(boxes: Tensor) -> Tensor:
-    """Turn centre x, centre y, width, height into left, top, right, bottom."""
-    centre, size = boxes[..., :2], boxes[..., 2:]
-    return torch.cat([centre - size / 2, centre + size / 2], -1)
-
-
-def box_iou(one: Tensor, other: Tensor) -> Tensor:
-    """Return (n, m) intersection over union of boxes given by their corners."""
-    low = torch.maximum(one[:, None, :2], other[None, :, :2])
-    high = torch.minimum(one[:, None, 2:], other[None, :, 2:])
-    common = (high - low).clamp_min(0).prod(-1)
-    areas = [(b[:, 2:] - b[:, :2]).clamp_min(0).prod(-1) for b in (one, other)]
-    union = areas[0][:, None] + areas[1][None] - common
-    return common / union.clamp_min(torch.finfo(union.dtype).tiny)

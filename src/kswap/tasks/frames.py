@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kswap.models.wrapping import bare
+from kswap.models.wrapping import bare, in_eval_mode
 from kswap.tasks import Examples
 from kswap.tasks.criteria import outputs_only
 
@@ -63,17 +63,11 @@ def _reads_mask(model: nn.Module, examples: Examples) -> bool:
         whole = torch.ones(1, *pixels.shape[-2:], dtype=torch.long, device=pixels.device)
         corner = torch.zeros_like(whole)
         corner[:, : (pixels.shape[-2] + 1) // 2, : (pixels.shape[-1] + 1) // 2] = 1
-        training = [module for module in model.modules() if module.training]
-        model.eval()
-        try:
-            with torch.no_grad():
-                answers = [
-                    outputs_only(model, {"pixel_values": pixels, "pixel_mask": mask})
-                    for mask in (whole, corner)
-                ]
-        finally:
-            for module in training:
-                module.training = True
+        with torch.no_grad(), in_eval_mode(model):
+            answers = [
+                outputs_only(model, {"pixel_values": pixels, "pixel_mask": mask})
+                for mask in (whole, corner)
+            ]
         (one, boxes), (other, other_boxes) = answers
         assert boxes is not None
         assert other_boxes is not None

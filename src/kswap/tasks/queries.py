@@ -153,12 +153,12 @@ def query_units(
         parts[-1], logits=final[:, : view.num_rows + decomposed.nothing], base_logits=base
     )
     if view.as_if_absent:
-        compared = _forgotten_by_base(compared, view, nothing=decomposed.nothing)
+        compared = forgotten_by_base(compared, view, nothing=decomposed.nothing)
     parts[-1] = replace(taught_where_open(compared, open_.flatten()), logits=None, base_logits=None)
     return [joined(parts), replace(compared, own=None)]
 
 
-def _forgotten_by_base(units: Units, view: View, *, nothing: bool) -> Units:
+def forgotten_by_base(units: Units, view: View, *, nothing: bool) -> Units:
     """Give the role to forget to the queries that the base answers with such a class.
 
     Their objects may be labelled with something else by now.

@@ -6,15 +6,12 @@ existed: to the next-best class, or to nothing.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from kswap.arrays import Marks, Unit
 from kswap.data import ImageSet
@@ -27,37 +24,20 @@ from kswap.objectives import NEEDS_FEATURES, Units
 from kswap.settings import TermConfig
 from kswap.tasks import Examples, Pixels, Scores, Teacher, View, make_examples
 from kswap.tasks.answers import semantic_map_from_pixels, semantic_map_from_queries
-from kswap.tasks.criteria import (
-    IGNORED,
-    Layer,
-    Normaliser,
-    PixelLayer,
-    decompose,
-    ignored_label,
-    outputs_only,
-)
+from kswap.tasks.criteria import ignored_label, outputs_only
 from kswap.tasks.dense import count_objects, object_divisors, roles_of, truth_at
 from kswap.tasks.inside import (
     Slots,
     answers_on_regions,
     features_of,
     inside_units,
+    nearest_query,
     slots_of_regions,
 )
+from kswap.tasks.mask_units import mask_units
 from kswap.tasks.miou import IoU
-from kswap.tasks.queries import (
-    CONFIDENT,
-    RETAIN,
-    align,
-    base_columns,
-    class_cost,
-    forgotten_columns,
-    kept_probabilities,
-    loss_kind,
-    nothing_first,
-    query_units,
-    taught_where_open,
-)
+from kswap.tasks.pixel_units import pixel_units
+from kswap.tasks.queries import base_columns, loss_kind
 
 
 class Segmentation:
@@ -78,9 +58,9 @@ class Segmentation:
         with recorded_tokens(model, view.places) as tokens:
             if loss_kind(model).pixels:
                 truth = truth.masked_fill(truth == ignored_label(model), IGNORE)
-                units, masks = _pixel_units(model, examples, truth, teacher, view), None
+                units, masks = pixel_units(model, examples, truth, teacher, view), None
             else:
-                units, masks = _mask_units(model, examples, truth, teacher, view)
+                units, masks = mask_units(model, examples, truth, teacher, view)
         if not view.places or view.bank is None:
             return units
         slots = slots_of_regions(examples, masks, view.num_slots)
@@ -185,10 +165,7 @@ class Segmentation:
 def _marks(answer: Tensor, size: Any) -> Marks:
     """Return an answer without its padding."""
     height, width = answer.shape if size is None else size
-    none = np.zeros(0, np.float32)
-    return Marks(
-        none.astype(np.int64), none, answer[:height, :width].cpu().numpy().astype(np.int16)
-    )
+    return Marks.of_mask(answer[:height, :width].cpu().numpy())
 
 
 def answers(model: nn.Module, examples: Examples, num_rows: int) -> Tensor:
@@ -207,157 +184,6 @@ def known_truth(examples: Examples, view: View) -> Tensor:
     return examples.masks.masked_fill(unknown, OPEN)
 
 
-# ------------------------------------------------------------------------------ a class per pixel
-def _pixel_units(
-    model: nn.Module, examples: Examples, truth: Tensor, teacher: Teacher | None, view: View
-) -> list[Units]:
-    """Return units of the task's own loss, at the size of the labels, and of the base's answers.
-
-    The base's answers are compared at the size of the logits, where each stands for several pixels
-    of the labels.
-    """
-    labels = torch.where(truth >= 0, truth, IGNORED)
-    counted = int((truth > IGNORE).sum())  # what is open is taught as well
-    decomposed = decompose(model, examples.inputs(), labels, Normaliser(pixels=counted))
-    annotated = truth >= 0
-    roles = roles_of(truth, view)
-    own = [layer.loss[annotated] for layer in decomposed.layers if isinstance(layer, PixelLayer)]
-    copies = len(own)
-    groups = [
-        Units(
-            class_ids=truth[annotated].repeat(copies),
-            roles=roles[annotated].repeat(copies),
-            forgotten=view.forgotten,
-            logits=None,
-            own=torch.cat(own),
-            weight=torch.ones_like(torch.cat(own)) / max(counted, 1),
-        )
-    ]
-    if teacher is None:
-        return groups
-    final = decomposed.layers[-1]
-    assert isinstance(final, PixelLayer)
-    logits = final.logits[:, : view.num_rows]
-    small = truth_at(truth, logits.shape[-2:])
-    there = small > IGNORE
-    per_place = truth[0].numel() / small[0].numel() / max(counted, 1)
-    places = Units(
-        class_ids=small[there],
-        roles=torch.where(small >= 0, roles_of(small, view), RETAIN)[there],
-        forgotten=view.forgotten,
-        logits=logits.movedim(1, -1)[there],
-        base_logits=teacher["logits"].float().movedim(1, -1)[there],
-        own=torch.zeros_like(small[there], dtype=logits.dtype),
-        weight=torch.full_like(small[there], per_place, dtype=logits.dtype),
-    )
-    taught = taught_where_open(places, small[there] == OPEN)
-    return [_with_open(groups[0], taught, small[there] == OPEN), replace(places, own=None)]
-
-
-def _with_open(own: Units, places: Units, open_places: Tensor) -> Units:
-    """Add what is open, with the loss that the base's answers give, to the units with labels."""
-    assert own.own is not None
-    assert own.weight is not None
-    assert places.own is not None
-    assert places.weight is not None
-    return Units(
-        class_ids=torch.cat([own.class_ids, places.class_ids[open_places]]),
-        roles=torch.cat([own.roles, places.roles[open_places]]),
-        forgotten=own.forgotten,
-        logits=None,
-        own=torch.cat([own.own, places.own[open_places]]),
-        weight=torch.cat([own.weight, places.weight[open_places]]),
-    )
-
-
-# ------------------------------------------------------------------------------- mask classifiers
-def _mask_units(
-    model: nn.Module, examples: Examples, truth: Tensor, teacher: Teacher | None, view: View
-) -> tuple[list[Units], Tensor | None]:
-    """Return the units of all queries, of the own loss of every layer; and the final masks."""
-    closed = examples.complete & ~((truth == OPEN) & (examples.masks != OPEN)).any(-1).any(-1)
-    if teacher is not None:
-        truth = torch.where(
-            (truth == OPEN) & ~closed[:, None, None], _pseudo(teacher, truth, view), truth
-        )
-        if view.as_if_absent:
-            truth = torch.where(_forgotten(truth, view), _without(teacher, truth, view), truth)
-    labels = [_binary_masks(image) for image in truth]
-    decomposed = decompose(model, examples.inputs(), labels)
-    final = decomposed.layers[-1]
-    assert isinstance(final, Layer)
-    base_logits = None if teacher is None else _aligned(final, teacher, view)
-    class_labels = [image["class_labels"] for image in labels]
-    units = query_units(decomposed, class_labels, closed, view, base_logits=base_logits)
-    return units, None if final.masks is None else final.masks.detach()
-
-
-def _forgotten(truth: Tensor, view: View) -> Tensor:
-    """Return where the truth is a class that is to be forgotten, or was before."""
-    gone = torch.cat([view.forgotten, view.forgotten.new_zeros(view.num_rows - view.num_base)])
-    return gone[truth.clamp_min(0)] & (truth >= 0)
-
-
-def _without(teacher: Teacher, truth: Tensor, view: View) -> Tensor:
-    """Return the class the base model sees at every pixel without forgotten classes; else OPEN.
-
-    A query whose best remaining answer is "no object" is not there: its mask would otherwise win
-    its place for whatever class has the little that is left. So the place falls to the queries
-    around it, as it does in a model that never knew the class: to the background, where there is
-    such a class.
-    """
-    logits = nothing_first(teacher["logits"].float(), nothing=True)
-    gone = forgotten_columns(view, nothing=True)
-    there = logits.masked_fill(gone, -math.inf).argmax(-1) > 0
-    shares = kept_probabilities(teacher["logits"], view, sigmoid=False, nothing=True)
-    best, classes = _best_seen(shares * there[..., None], teacher, truth)
-    return torch.where((best > 0) & (roles_of(classes, view) >= 0), classes, OPEN)
-
-
-def _binary_masks(truth: Tensor) -> dict[str, Tensor]:
-    """Return {"class_labels": (k,), "masks": (k, height, width)}, one mask for each class."""
-    classes: Tensor = torch.unique(truth)
-    classes = classes[classes >= 0]
-    return {"class_labels": classes, "masks": (truth[None] == classes[:, None, None]).float()}
-
-
-def _best_seen(shares: Tensor, teacher: Teacher, truth: Tensor) -> tuple[Tensor, Tensor]:
-    """Return score and class of what shares (images, queries, classes) put at every pixel."""
-    scores = torch.einsum("bqc,bqhw->bchw", shares, teacher["masks"].float().sigmoid())
-    scores = functional.interpolate(
-        scores, size=truth.shape[-2:], mode="bilinear", align_corners=False
-    )
-    best, classes = scores.max(1)
-    return best, classes
-
-
-def _pseudo(teacher: Teacher, truth: Tensor, view: View) -> Tensor:
-    """Return what the base model surely sees at every pixel, forgotten classes aside; else OPEN."""
-    shares = kept_probabilities(teacher["logits"], view, sigmoid=False, nothing=True)
-    best, classes = _best_seen(shares, teacher, truth)
-    sure = (best >= CONFIDENT) & (roles_of(classes, view) >= 0)
-    return torch.where(sure, classes, OPEN)
-
-
-@torch.no_grad()
-def _aligned(layer: Layer, teacher: Teacher, view: View) -> Tensor:
-    """Return the base's logits in the order of our queries."""
-    assert layer.masks is not None
-    base = kept_probabilities(teacher["logits"], view, sigmoid=False, nothing=True)
-    ours = kept_probabilities(
-        base_columns(layer.logits, view.num_base, nothing=True), view, sigmoid=False, nothing=True
-    )
-    one, other = (
-        functional.adaptive_avg_pool2d(masks.float(), 32).sigmoid().flatten(2)
-        for masks in (layer.masks, teacher["masks"])
-    )
-    common = 2 * one @ other.transpose(1, 2)
-    dice = (common + 1) / (one.sum(-1)[:, :, None] + other.sum(-1)[:, None] + 1)
-    order = align(class_cost(ours, base) - 2.0 * dice)
-    return teacher["logits"].gather(1, order[..., None].expand_as(teacher["logits"]))
-
-
-# --------------------------------------------------------------------------- features of a class
 def _features_of_pixels(features: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean feature of each class in each image, and of each whole image (class -1)."""
     small = truth_at(masks, features.shape[-2:])
@@ -374,16 +200,11 @@ def _features_of_queries(
     features: Tensor, mask_logits: Tensor, masks: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return the feature of the query whose mask is nearest to each class, and means (class -1)."""
-    small = truth_at(masks, mask_logits.shape[-2:])
-    inside = mask_logits > 0
     rows, class_ids = [features.mean(1)], [torch.full((len(features),), -1)]
-    for image, truth in enumerate(small):
-        for class_id in torch.unique(truth):
-            if class_id >= 0:
-                wanted = truth == class_id
-                common = (inside[image] & wanted).sum((1, 2))
-                union = (inside[image] | wanted).sum((1, 2))
-                best = (common / union.clamp_min(1)).argmax()
-                rows.append(features[image, best][None])
-                class_ids.append(class_id[None].cpu())
+    small = truth_at(masks, mask_logits.shape[-2:])
+    for image, truth in enumerate(masks):
+        there = torch.unique(small[image])
+        there = there[there >= 0]
+        rows.append(features[image, nearest_query(mask_logits[image], truth, there)])
+        class_ids.append(there.cpu())
     return torch.cat(rows), torch.cat(class_ids)

@@ -18,7 +18,6 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from kswap.data.samples import take
 from kswap.errors import UserError
 from kswap.models.adapter import ADAPTER_NAME
 from kswap.models.low_rank import low_rank
@@ -26,7 +25,7 @@ from kswap.objectives.dampening import dampened, selected
 from kswap.plan import Stage
 from kswap.settings import ROLES, DampeningConfig, Role
 from kswap.training.loop import Trainee, compute_terms, set_modes, step_seed, units_of
-from kswap.training.streams import Batch, Source
+from kswap.training.streams import Source, batch_of_one
 
 
 @dataclass(frozen=True)
@@ -109,10 +108,9 @@ def dampen(
 
 def _layers(trainee: Trainee) -> list[Any]:
     """Return the adapted linears whose adapter trains in the stage, in the order of the model."""
-    model: Any = trainee.model
     return [
         module
-        for module in model.get_base_model().modules()
+        for module in trainee.base.modules()
         if isinstance(module, LoraLayer) and module.lora_A[ADAPTER_NAME].weight.requires_grad
     ]
 
@@ -157,7 +155,7 @@ def _importances(
     counts = dict.fromkeys(sums, 0)
     for number, (role, row) in enumerate(rows):
         torch.manual_seed(step_seed(trainee.seed, stage.index, number))
-        image = _image(sources[role], role, row)
+        image = batch_of_one(sources[role], role, row)
         divisors = trainee.task.divisors(image.samples, image.roles, terms, view)
         values = compute_terms(units_of(trainee, stage, image), terms, divisors)
         sides = {
@@ -183,17 +181,6 @@ def _spread(total: int, most: int) -> list[int]:
     """Return at most so many rows, evenly spaced."""
     rows = np.unique(np.linspace(0, total - 1, min(total, most)).round().astype(np.int64))
     return [int(row) for row in rows]
-
-
-def _image(source: Source, role: Role, row: int) -> Batch:
-    """Return one image as a batch."""
-    taught = source.teacher
-    return Batch(
-        take(source.images, np.array([row])),
-        torch.tensor([ROLES.index(role)]),
-        None if taught is None else {name: kept[row : row + 1] for name, kept in taught.items()},
-        torch.zeros(1, 2),
-    )
 
 
 @torch.no_grad()

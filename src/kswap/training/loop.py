@@ -66,6 +66,12 @@ class Trainee:
     unread: Unread | None = None
     """What need not see tokens that no term of the stage reads."""
 
+    @property
+    def base(self) -> Any:
+        """The transformers model, adapter and heads in it, without PEFT's wrapper."""
+        model: Any = self.model
+        return model.get_base_model()
+
 
 def compute_terms(
     groups: Sequence[Units], terms: Mapping[str, TermConfig], divisors: Mapping[str, float]
@@ -293,17 +299,15 @@ def _playing(trainee: Trainee, part: Batch, device: torch.device) -> AbstractCon
     """Return a context in which what a batch brings is not computed again."""
     if trainee.prefix is None or part.kept is None:
         return nullcontext()
-    model: Any = trainee.model
     kept = {name: values.to(device, non_blocking=True) for name, values in part.kept.items()}
-    return trainee.prefix.playing(model.get_base_model(), kept)
+    return trainee.prefix.playing(trainee.base, kept)
 
 
 def _skipping(trainee: Trainee) -> AbstractContextManager[None]:
     """Return a context in which tokens that nobody reads are not computed."""
-    model: Any = trainee.model
     if trainee.unread is None:
         return nullcontext()
-    return trainee.unread.skipped(model.get_base_model())
+    return trainee.unread.skipped(trainee.base)
 
 
 def _informed(

@@ -77,19 +77,12 @@ class CacheSettings:
 def outer_modules(trainee: Trainee, blocks: Sequence[str]) -> set[str]:
     """Return the modules that hold what trains: blocks, and what trains outside of them."""
     owners = set()
-    base = bare(trainee)
-    for name, parameter in base.named_parameters():
+    for name, parameter in trainee.base.named_parameters():
         if parameter.requires_grad:
             owner = name.rpartition(".")[0]
             inside = [b for b in blocks if owner == b or owner.startswith(f"{b}.")]
             owners.add(max(inside, key=len) if inside else owner)
     return owners
-
-
-def bare(trainee: Trainee) -> Any:
-    """Return the model that PEFT wraps."""
-    model: Any = trainee.model
-    return model.get_base_model()
 
 
 def look_for_prefix(
@@ -129,11 +122,11 @@ def look_for_prefix(
         if not _trains(trainee, block.name)
     }
     trial = Trial(answers, blank, _TRIAL, first, fewer, others)
-    return find_prefix(bare(trainee), outer_modules(trainee, blocks), trial, read=read)
+    return find_prefix(trainee.base, outer_modules(trainee, blocks), trial, read=read)
 
 
 def _trains(trainee: Trainee, block: str) -> bool:
-    return any(p.requires_grad for p in bare(trainee).get_submodule(block).parameters())
+    return any(p.requires_grad for p in trainee.base.get_submodule(block).parameters())
 
 
 def cached_sources(
@@ -332,7 +325,7 @@ def _recorded(
 
 def _of_batch(trainee: Trainee, prefix: Prefix, examples: Examples) -> Kept:
     with torch.no_grad(), trainee.accelerator.autocast():
-        return prefix.record(bare(trainee), lambda: trainee.task.teach(trainee.model, examples))
+        return prefix.record(trainee.base, lambda: trainee.task.teach(trainee.model, examples))
 
 
 def _view_of(source: Source, changed: _Changed, tensors: Kept, reads_pixels: bool) -> Source:

@@ -15,14 +15,13 @@ import torch
 from torch import Tensor
 
 from kswap.data import ImageSet
-from kswap.data.samples import take
 from kswap.errors import UserError
 from kswap.objectives import OBJECTIVES
 from kswap.objectives.units import Units
 from kswap.plan import Stage
-from kswap.settings import ROLES, Role, TermConfig
+from kswap.settings import Role, TermConfig
 from kswap.training.loop import Trainee, set_modes, step_seed, units_of
-from kswap.training.streams import Batch, Streams
+from kswap.training.streams import Batch, Source, Streams, batch_of_one
 
 _BATCHES = 4
 """Batches that saliency is the mean over."""
@@ -74,12 +73,7 @@ def _fisher(trainee: Trainee, stage: Stage, sets: Mapping[Role, ImageSet]) -> di
         total = len(sets[role])
         rows = np.unique(np.linspace(0, total - 1, -(-_IMAGES // len(roles))).astype(np.int64))
         for row in rows:
-            image = Batch(
-                take(sets[role], np.array([row])),
-                torch.tensor([ROLES.index(role)]),
-                None,
-                torch.zeros(1, 2),
-            )
+            image = batch_of_one(Source(sets[role]), role, int(row))
             count += 1
             for name, gradient in _gradients(trainee, stage, [image], roles).items():
                 sums[name] = sums.get(name, torch.zeros_like(gradient)) + gradient.square()

@@ -8,8 +8,7 @@ from typing import Any
 
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from kswap.errors import UserError
-from kswap.models.checks import brief
+from kswap.errors import UserError, brief
 from kswap.settings import TrainingConfig
 
 

@@ -84,6 +84,17 @@ class Source:
     """Whether the base model answers at every step, since the images are not kept."""
 
 
+def batch_of_one(source: Source, role: Role, row: int) -> Batch:
+    """Return one training image of a role as a batch, for what looks at them one at a time."""
+    taught = source.teacher
+    return Batch(
+        take(source.images, np.array([row])),
+        torch.tensor([ROLES.index(role)]),
+        None if taught is None else {name: kept[row : row + 1] for name, kept in taught.items()},
+        torch.zeros(1, 2),
+    )
+
+
 @dataclass(frozen=True)
 class _Stream:
     roles: NDArray[np.int64]
@@ -158,8 +169,8 @@ class Streams:
             where = f"stages.{stage.kind}.streams.{name}"
             if total == 0 and len(kept) == len(roles):
                 raise UserError(
-                    f"{where}: no training images for "
-                    f"{' and '.join(settings.roles)}; add images or take the stream out"
+                    f"{where}: no training images for {' and '.join(settings.roles)}; add images "
+                    "or take the stream out"
                 )
             own_seed = (seed, stage.index, number)
             sizes = shares(where, settings.batch_size, _lengths(sources, roles), total)

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from kswap.data import ImageSet
-from kswap.data.samples import take
 from kswap.models.structure import FfnBlock
 from kswap.models.unread import find_unread
 from kswap.plan import Stage
 from kswap.ranks import shards_base
-from kswap.settings import ROLES, Role
+from kswap.settings import Role
 from kswap.training.loop import Trainee, units_of
-from kswap.training.streams import Batch
+from kswap.training.streams import Source, batch_of_one
 
 _ROUNDING = {"no": 1e-4, "bf16": 3e-2, "fp16": 5e-3}
 """By precision: largest difference of answers where products have other shapes, of the largest."""
@@ -45,8 +42,7 @@ def without_unread_tokens(
         return trainee
     trainee.model.eval()  # with dropout two forwards differ once the adapter is not zero
     role = next(role for role in sets if role in stage.active)
-    images = take(sets[role], np.array([0]))
-    batch = Batch(images, torch.tensor([ROLES.index(role)]), None, torch.zeros(1, 2))
+    batch = batch_of_one(Source(sets[role]), role, 0)
     asked = replace(trainee, teach_now=False, augment=None)
 
     def answers() -> list[Tensor]:
@@ -56,9 +52,8 @@ def without_unread_tokens(
         found = [t for one in units for t in (one.logits, one.own) if t is not None]
         return found + [rows for one in units for rows in (one.features or {}).values()]
 
-    model: Any = trainee.model
     unread = find_unread(
-        model.get_base_model(),
+        trainee.base,
         block,
         answers,
         tolerance=_ROUNDING[trainee.accelerator.mixed_precision],

@@ -46,7 +46,7 @@ def softmax_detector(call: Call, targets: Targets, counts: Normaliser) -> Decomp
         fit = box_fit(prediction, pairs, targets, config) / counts.num_objects()
         return _layer(prediction, pairs, class_loss, fit, class_weight)
 
-    return Decomposed("queries", [layer(p) for p in decoder_layers(call)], False, True)
+    return Decomposed([layer(p) for p in decoder_layers(call)], sigmoid=False, nothing=True)
 
 
 def focal_detector(call: Call, targets: Targets, counts: Normaliser) -> Decomposed:
@@ -66,7 +66,7 @@ def focal_detector(call: Call, targets: Targets, counts: Normaliser) -> Decompos
         fit = box_fit(prediction, pairs, targets, config) / counts.num_objects()
         return _sigmoid_layer(prediction, pairs, class_loss, fit, 1.0, counts)
 
-    return Decomposed("queries", [layer(p) for p in decoder_layers(call)], True, False)
+    return Decomposed([layer(p) for p in decoder_layers(call)], sigmoid=True, nothing=False)
 
 
 def quality_detector(call: Call, targets: Targets, counts: Normaliser) -> Decomposed:
@@ -97,7 +97,7 @@ def quality_detector(call: Call, targets: Targets, counts: Normaliser) -> Decomp
 
     encoder = Prediction(floats(call["enc_outputs_class"]), floats(call["enc_outputs_coord"]))
     layers = [layer(prediction) for prediction in [encoder, *decoder_layers(call)]]
-    return Decomposed("queries", layers, True, False)
+    return Decomposed(layers, sigmoid=True, nothing=False)
 
 
 def varifocal_detector(call: Call, targets: Targets, counts: Normaliser) -> Decomposed:
@@ -126,7 +126,9 @@ def varifocal_detector(call: Call, targets: Targets, counts: Normaliser) -> Deco
         fit = box_and_edge_fit(prediction, pairs, targets, config, own)
         return _sigmoid_layer(prediction, pairs, class_loss, fit, config.weight_loss_vfl, own)
 
-    return Decomposed("queries", [layer(p) for p in denoised_layers(call, targets)], True, False)
+    return Decomposed(
+        [layer(p) for p in denoised_layers(call, targets)], sigmoid=True, nothing=False
+    )
 
 
 def matching_aware_detector(call: Call, targets: Targets, counts: Normaliser) -> Decomposed:
@@ -174,7 +176,7 @@ def matching_aware_detector(call: Call, targets: Targets, counts: Normaliser) ->
         layers.append(
             _sigmoid_layer(prediction, pairs, class_loss, fit, config.weight_loss_mal, own)
         )
-    return Decomposed("queries", layers, True, False)
+    return Decomposed(layers, sigmoid=True, nothing=False)
 
 
 LOSSES: dict[str, Callable[[Call, Targets, Normaliser], Decomposed]] = {

@@ -46,7 +46,7 @@ def decompose_masks(
             for classes, masks in _predictions(call)
         ]
         layers += [*made[1:], made[0]]
-    return Decomposed("queries", layers, sigmoid=False, nothing=True)
+    return Decomposed(layers, sigmoid=False, nothing=True)
 
 
 def _predictions(call: dict[str, Any]) -> list[tuple[Tensor, Tensor]]:

@@ -29,9 +29,8 @@ def ignored_label(model: nn.Module) -> int:
     """Return the label that a model's own loss leaves out.
 
     That is `config.semantic_loss_ignore_index` (UPerNet: `loss_ignore_index`), which may be a class
-    of the model (background).
-    Where it is the library's default and there are more classes than a byte holds, it is a class,
-    and no label of its own is left out.
+    of the model (background). Where it is the library's default and there are more classes than a
+    byte holds, it is a class, and no label of its own is left out.
     """
     config = bare(model).config
     own = getattr(config, "loss_ignore_index", _BYTE)
@@ -62,8 +61,8 @@ def decompose_pixels(
             share = weight / counts.num_pixels()
             values = floats(values)
             loss = pixel_cross_entropy(values, labels)
-            layers.append(PixelLayer(values, share * loss, weight, share))
-    return Decomposed("pixels", layers, sigmoid=False, nothing=False)
+            layers.append(PixelLayer(values, share * loss))
+    return Decomposed(layers, sigmoid=False, nothing=False)
 
 
 def pixel_cross_entropy(

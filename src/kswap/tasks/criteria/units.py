@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,11 +50,8 @@ class PixelLayer:
     logits: Tensor
     """(images, columns, h, w), as the library gives them, at least fp32; not upsampled."""
     loss: Tensor
-    """(images, height, width) of the labels: summands; 0 where ignored."""
-    weight: float
-    """Of this head: 1, auxiliary ones less."""
-    pixel_weight: float
-    """What turns nats of one labelled pixel into its share of the loss."""
+    """(images, height, width) of the labels: summands, of an auxiliary head by its weight; 0 where
+    ignored."""
 
     def total(self) -> Tensor:
         """Return the sum of all summands."""
@@ -65,7 +62,6 @@ class PixelLayer:
 class Decomposed:
     """The library's loss of a batch, by layer and unit."""
 
-    kind: Literal["queries", "pixels"]
     layers: Sequence[Layer] | Sequence[PixelLayer]
     """The final one last."""
     sigmoid: bool
