@@ -256,6 +256,20 @@ def test_classes_beyond_the_sample_get_their_rows(tmp_path, build_boxes, whole):
     assert rows == {0, 1, 2}, "no model and no role knows owls"
 
 
+def test_no_image_stands_for_the_background_that_the_model_knows(tmp_path, build_masks, whole):
+    (tmp_path / "s").mkdir()
+    scenes = [*some_scenes(24, OLD), *({} for _ in range(6))]
+    data = build_masks(
+        id2label=dict(enumerate(CLASS_NAMES[:4])),
+        learn={"data": whole["masks"], "classes": ["horse"]},
+        retain=streaming(MASKS["parquet"](tmp_path / "s", scenes), class_names=CLASS_NAMES),
+    )
+    for batch in drawn(data, "retain", 8):
+        assert set(batch.class_ids) <= {1, 2, 3}
+        assert (batch.masks == 0).any(axis=(1, 2)).all(), "background is a class all the same"
+        assert (batch.masks > 0).any(axis=(1, 2)).all(), "an image of nothing else is passed over"
+
+
 @pytest.mark.parametrize("role", ["forget", "learn"])
 def test_images_without_an_object_of_the_role_are_passed_over(role, tmp_path, build_masks, whole):
     (tmp_path / "s").mkdir()
