@@ -144,9 +144,15 @@ def test_a_bad_mask_ends_the_run_or_is_skipped(tmp_path, build_masks, whole):
         (("png",), "label.png", {}, None),
         (("jpg",), "a.png", {"mask_column": "A.png"}, None),
         (("jpg", "png"), "a.png", {"mask_column": "a.png", "image_column": "jpg"}, None),
+        (("img",), "png", {"image_column": "IMG"}, None),
+        (("img",), "values", {"image_column": "img", "mask_column": "values"}, None),
+        (("png",), "tif", {"image_column": "png"}, None),
+        (("png",), "mask.png", {"image_column": "png"}, None),
         (("jpg", "webp"), "png", {}, "has several images"),
         (("jpg",), "webp", {}, "cannot tell which of its pictures is the mask"),
-        (("jpg",), "txt", {}, r"0\.png: is not a mask"),
+        (("jpg",), "bmp", {"image_column": "jpg", "mask_column": "png"}, "0: has no mask; add"),
+        (("jpg",), "txt", {}, "0: has no mask; add KEY.png"),
+        (("png",), "txt", {}, "0: has no mask; add KEY.png"),
     ],
 )
 def test_which_member_is_the_mask(images, mask_as, more, said, tmp_path, build_masks, whole):

@@ -30,7 +30,15 @@ from kswap.data.scene_objects import (
     size_said,
 )
 from kswap.data.scene_tables import IMAGE_NAMES, MASK_NAMES
-from kswap.data.scenes import NO_OBJECTS, Annotation, SceneTable, Size, recoded, scene_table
+from kswap.data.scenes import (
+    NO_OBJECTS,
+    Annotation,
+    BadAnnotationError,
+    SceneTable,
+    Size,
+    recoded,
+    scene_table,
+)
 from kswap.data.text import count, listed, one_line
 from kswap.errors import UserError
 from kswap.settings import SourceConfig, TaskName
@@ -127,27 +135,27 @@ class SceneCells:
         reader = self._reader([path.parent], one_line(path))
 
         def make(name: str, members: Mapping[str, bytes]) -> SceneCell:
-            pictures = [extension for extension in members if _is_picture(extension)]
+            pictures = [extension for extension in members if self._is_picture(extension)]
             mask = self._mask_of(name, pictures)
             rest = [one for one in pictures if one != mask and self._may_be_image(one)]
-            content = members.get(mask, b"") if mask else b""
             image = only_picture(name, rest, members)
-            return _masked(image, content, reader, name, f"{name}.{mask or 'png'}")
+            content = members.get(mask) if mask else None
+            return _masked(image, content, reader, name, f"{name}.{mask}")
 
-        return TarCells(_is_picture, make)
+        return TarCells(self._is_picture, make)
 
     def _objects_of_tar(self) -> TarCells:
         boxed = _BoxedCells(self.settings, self.id2label)
 
         def make(name: str, members: Mapping[str, bytes]) -> SceneCell:
-            pictures = [one for one in members if _is_picture(one) and self._may_be_image(one)]
+            pictures = [one for one in members if self._is_picture(one) and self._may_be_image(one)]
             image = only_picture(name, pictures, members)
             found, size = None, None
             if "json" in members:
                 found, size = objects_in_json(members["json"], self.settings, f"{name}.json")
             return boxed.make(image, found, size, name)
 
-        return TarCells(_is_picture, make)
+        return TarCells(self._is_picture, make)
 
     def _mask_of(self, name: str, pictures: Sequence[str]) -> str | None:
         """Return the member that is the mask; None: there is none.
@@ -158,14 +166,24 @@ class SceneCells:
         given = self.settings.mask_column
         if given is not None:
             return given.lower()
-        said = [one for one in pictures if one.partition(".")[0] in _MASK_PARTS and "." in one]
-        found = said or [one for one in pictures if one == "png" and len(pictures) > 1]
-        if len(found) > 1 or (not found and len(pictures) > 1):
+        is_image_named = self.settings.image_column is not None
+        others = [one for one in pictures if not (is_image_named and self._may_be_image(one))]
+        said = [one for one in others if one.partition(".")[0] in _MASK_PARTS and "." in one]
+        found = said or [one for one in others if one == "png" and len(pictures) > 1]
+        if is_image_named and not found and len(others) == 1:
+            found = others
+        if len(found) > 1 or (not found and len(others) > 1):
             raise UserError(
                 f"{name}: cannot tell which of its pictures is the mask ({listed(pictures)}); name "
                 "the member in mask_column"
             )
         return found[0] if found else None
+
+    def _is_picture(self, extension: str) -> bool:
+        given = (self.settings.image_column, self.settings.mask_column)
+        if extension in {one.lower() for one in given if one is not None}:
+            return True
+        return f".{extension.rpartition('.')[2]}" in SUFFIXES
 
     def _may_be_image(self, extension: str) -> bool:
         given = self.settings.image_column
@@ -230,9 +248,12 @@ def classes_in(annotation: Annotation) -> frozenset[int]:
 
 
 def _masked(
-    image: ImageLike, mask: ImageLike, reader: MaskReader, name: str, mask_name: str
+    image: ImageLike, mask: ImageLike | None, reader: MaskReader, name: str, mask_name: str
 ) -> SceneCell:
     def annotate() -> Annotation:
+        if mask is None:
+            fix = "add KEY.png or KEY.mask.png, or name the member in mask_column"
+            raise BadAnnotationError(name, "has no mask", fix)
         read = reader.read(mask, mask_name)
         return Annotation(mask=read, size=(read.shape[0], read.shape[1]))
 
@@ -267,7 +288,3 @@ class _BoxedCells:
         annotation = Annotation(objects=objects, size=size)
         present = classes_in(annotation)
         return SceneCell(image, name, legend[0].classes, lambda: annotation, present)
-
-
-def _is_picture(extension: str) -> bool:
-    return f".{extension.rpartition('.')[2]}" in SUFFIXES
