@@ -174,6 +174,19 @@ def test_a_shard_without_any_object_is_no_damage(tmp_path, build_boxes, whole):
     assert set(every_box(as_data(drawn(data, "retain", 6)), "retain")) == not_held(data)
 
 
+def test_classes_to_learn_have_the_rows_of_the_same_source_read_whole(tmp_path, build_boxes):
+    """They had those in which the stream came upon them."""
+    (tmp_path / "s").mkdir()
+    scenes = [{name: (1, 2, 7, 8)} for name in ("zebra", "owl", "ape") for _ in range(6)]
+    pattern = BOXES["parquet"](tmp_path / "s", scenes)
+    rows = [
+        build_boxes(learn=given).id2label
+        for given in ({"data": str(tmp_path / "s")}, streaming(pattern))
+    ]
+    assert rows[0] == rows[1]
+    assert list(rows[0].values())[3:] == ["ape", "owl", "zebra"]
+
+
 def test_names_of_numbers_are_made_ready_once(tmp_path, build_boxes, whole, monkeypatch):
     """A model of a thousand classes took longer for each image than reading it."""
     from kswap.data import scene_objects

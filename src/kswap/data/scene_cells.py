@@ -205,7 +205,10 @@ class SceneCells:
     def table(self, sample: Sample, where: str) -> SceneTable:
         """Return the cells of a sample as a table."""
         cells = [cell for cell in sample.cells if isinstance(cell, SceneCell)]
-        classes = tuple(dict.fromkeys(name for cell in cells for name in cell.classes))
+        legends = dict.fromkeys(cell.classes for cell in cells if cell.classes)
+        classes = tuple(dict.fromkeys(name for legend in legends for name in legend))
+        if len(legends) > 1:  # texts: each image has its own, and a source read whole sorts them
+            classes = tuple(sorted(classes))
         codes = {name: code for code, name in enumerate(classes)}
         if self.task == "detection":
             found = [cell.annotate().objects for cell in cells]
