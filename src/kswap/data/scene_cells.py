@@ -13,8 +13,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
 from kswap.data.cells import RowCells, Sample, StreamCell, TarCells, only_picture
 from kswap.data.hf_tables import ImageLike, column_encoded, find_column, image_of
 from kswap.data.images import SUFFIXES, BadImageError, or_skip
@@ -36,6 +34,7 @@ from kswap.data.scenes import (
     BadAnnotationError,
     SceneTable,
     Size,
+    codes_in,
     recoded,
     scene_table,
 )
@@ -245,7 +244,7 @@ class SceneCells:
 def classes_in(annotation: Annotation) -> frozenset[int]:
     """Return the classes that annotations have, as indices into their classes."""
     if annotation.mask is not None:
-        return frozenset(code for code in np.unique(annotation.mask).tolist() if code >= 0)
+        return frozenset(codes_in(annotation.mask))
     assert annotation.objects is not None
     return frozenset(annotation.objects.labels[~annotation.objects.crowd].tolist())
 
