@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from data.pictures import encoded, noise
@@ -86,6 +88,27 @@ def test_images_without_an_object_of_the_role_are_passed_over(role, tmp_path, bu
         values = {int(v) for batch in batches for v in np.unique(batch.masks)}
         assert values == {row, OPEN}, "labels of what is learned are partial"
         assert not batches[0].complete
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("id2label.json", json.dumps(dict(enumerate(CLASS_NAMES)))),
+        ("classes.txt", "\n".join(CLASS_NAMES)),
+    ],
+)
+@pytest.mark.parametrize("kind", ["tar, mask.png", "parquet"])
+def test_names_of_values_lie_beside_the_shards(kind, name, content, tmp_path, build_masks, whole):
+    folder = tmp_path / "s"
+    folder.mkdir()
+    pattern = MASKS[kind](folder, some_scenes(24, OLD))
+    learn = {"data": whole["masks"], "classes": ["horse"]}
+    named = build_masks(learn=learn, retain=streaming(pattern, class_names=CLASS_NAMES))
+    (folder / name).write_text(content)
+    beside = build_masks(learn=learn, retain=streaming(str(folder)))
+    for one, other in zip(drawn(named, "retain", 2), drawn(beside, "retain", 2), strict=True):
+        assert np.array_equal(one.images, other.images)
+        assert np.array_equal(one.masks, other.masks)
 
 
 def test_images_of_several_sizes_are_padded(tmp_path, build_masks, whole):
