@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -107,6 +108,13 @@ def test_objects_that_are_not_as_they_have_to_be(text, said, tmp_path, build_box
             learn={"data": whole["boxes"], "classes": ["horse"]},
             retain=streaming(str(tmp_path / "s.tar")),
         )
+
+
+@pytest.mark.parametrize("file", ["", "annotations.json"])
+def test_coco_is_not_streamed(file, build_boxes, whole):
+    given = streaming(str(Path(whole["boxes"]) / file))
+    with pytest.raises(UserError, match=r"annotations\.json: is COCO JSON, which is not streamed"):
+        build_boxes(learn={"data": whole["boxes"], "classes": ["horse"]}, retain=given)
 
 
 def test_images_without_objects_are_no_damage(tmp_path, build_boxes, whole):

@@ -91,6 +91,11 @@ class SceneCells:
         """Return how rows with these features are read."""
         from datasets import Dataset
 
+        if {"images", "annotations"} <= set(features):
+            raise UserError(
+                f"{where}: is COCO JSON, which is not streamed; take streaming out, or pack images "
+                "and objects into shards"
+            )
         empty = Dataset.from_dict({name: [] for name in features}, features=features)
         image = find_column(empty, self.settings.image_column, IMAGE_NAMES, where, "image_column")
         column_encoded(empty, image, where=where, from_hub=from_hub)
