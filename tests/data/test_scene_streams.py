@@ -111,6 +111,26 @@ def test_names_of_values_lie_beside_the_shards(kind, name, content, tmp_path, bu
         assert np.array_equal(one.masks, other.masks)
 
 
+def test_the_content_of_a_picture_is_hashed_once(tmp_path, build_masks, whole, monkeypatch):
+    from kswap.data import scene_decode
+    from kswap.data import streaming as reading
+
+    (tmp_path / "s").mkdir()
+    pattern = MASKS["tar, mask.png"](tmp_path / "s", some_scenes(24, OLD))
+    data = build_masks(
+        learn={"data": whole["masks"], "classes": ["horse"]},
+        retain=streaming(pattern, class_names=CLASS_NAMES),
+    )
+    hashed, content_hash = [], reading.content_hash
+    for module in (scene_decode, reading):
+        monkeypatch.setattr(
+            module, "content_hash", lambda image: hashed.append(image) or content_hash(image)
+        )
+    drawn(data, "retain", 3)
+    assert hashed
+    assert len({id(image) for image in hashed}) == len(hashed)
+
+
 def test_images_of_several_sizes_are_padded(tmp_path, build_masks, whole):
     from transformers import SegformerImageProcessorPil
 
