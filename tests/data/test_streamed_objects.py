@@ -82,6 +82,7 @@ def test_classes_beyond_the_sample_get_their_rows(tmp_path, build_boxes, whole):
     ("text", "said"),
     [
         ("{", r"0\.json: is no JSON"),
+        pytest.param(f"[{' ' * (1 << 24)}]", r"0\.json: is empty, or more than 16 MiB", id="large"),
         ('{"caption": "a cat"}', "holds no boxes with classes"),
         ("[1, 2]", "holds no boxes with classes"),
         ('[{"bbox": [1, 2, 3, 4]}]', "the objects have no classes"),

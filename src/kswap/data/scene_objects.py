@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kswap.data.boxes import are_fractions, clean_boxes
+from kswap.data.cells import MAX_TEXT_BYTES
 from kswap.data.hf_tables import find_column
 from kswap.data.scenes import Legend, Objects, Size, check_crowd, make_legend
 from kswap.data.text import count, listed, one_line
@@ -114,6 +115,8 @@ def objects_in_json(text: bytes, settings: SourceConfig, name: str) -> tuple[Any
     Raises:
         UserError: it is not JSON, or says nothing of objects.
     """
+    if not text:
+        raise UserError(f"{name}: is empty, or more than {MAX_TEXT_BYTES >> 20} MiB; correct it")
     try:
         value = json.loads(text)
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
