@@ -83,3 +83,14 @@ def reducing() -> Any:
 
     size = {"height": HEIGHT, "width": WIDTH}
     return SegformerImageProcessorPil(size=size, do_reduce_labels=True)
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> dict[str, Any]:
+    """A source to learn from, of both kinds."""
+    from data.scenes import some_scenes, write_coco, write_masks
+
+    learned = some_scenes(12, ("horse", "dog"))
+    write_masks(tmp_path / "learn", learned, tag="new")
+    write_coco(tmp_path / "boxes", learned, tag="new")
+    return {"masks": str(tmp_path / "learn"), "boxes": str(tmp_path / "boxes")}

@@ -302,6 +302,25 @@ def test_fraction_takes_the_same_share_in_every_pass(tmp_path, build):
     assert names[1] <= names[0]
 
 
+def test_fraction_of_pictures_in_memory_is_by_their_pixels(build):
+    """It was by what they print as, which has their address: every process had others."""
+    import datasets
+
+    def rows():
+        return iter([{"image": noise(f"{n}{i}"), "label": n} for i in range(40) for n in CLASSES])
+
+    stream = datasets.IterableDataset.from_generator(rows)
+    given = {"streaming": True, "fraction": 0.3}
+    data = build(retain=given, learn=LEARN, in_memory={"retain": stream})
+    first, second = (
+        {cell.name for cell in data.streamed["retain"].shards.read(0)
+         if data.streamed["retain"].wanted(cell) >= 0}
+        for _ in range(2)
+    )  # fmt: skip
+    assert first == second
+    assert 20 < len(first) < 52
+
+
 # -------------------------------------------------------------------------------- held out, bad
 def test_a_test_picture_of_another_source_is_never_drawn(tmp_path, build):
     forgotten = write_folder(tmp_path / "old", {"cat": 10})

@@ -19,6 +19,10 @@ _WORDS: dict[str, str] = {
 }
 
 
+_OVERFLOWS = 1e300
+"""Sums of numbers from here on may not be finite."""
+
+
 def clean_boxes(
     raw: Sequence[Any], kind: BoxFormat, where: str, *, of_pixels: bool = False
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -35,9 +39,9 @@ def clean_boxes(
     for row, box in enumerate(raw):
         try:
             values = np.asarray(box, np.float64)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):  # of a whole number of hundreds of digits
             values = np.zeros(0)
-        if values.shape != (4,) or not np.isfinite(values).all():
+        if values.shape != (4,) or not (np.abs(values) < _OVERFLOWS).all():
             raise UserError(
                 f"{where}: a box is {one_line(box, 60)}, not four numbers ({_WORDS[kind]}); "
                 "correct or remove it"

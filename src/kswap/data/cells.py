@@ -32,6 +32,10 @@ _LABELS = ("cls", "txt", "text", "json")
 """Members that say the class of a sample, the first that is there."""
 
 
+MAX_TEXT_BYTES = 1 << 24
+"""Of a member that is no picture: larger ones are not read, and are as if empty."""
+
+
 class StreamCell(Protocol):
     """One image of a shard, not decoded."""
 
@@ -59,7 +63,7 @@ class TarCells(NamedTuple):
     """How the samples of one tar file become cells."""
 
     is_picture: Callable[[str], bool]
-    """Whether a member with this extension is a picture; other ones are small."""
+    """Whether a member with this extension is a picture; of others see MAX_TEXT_BYTES."""
     make: Callable[[str, Mapping[str, bytes]], StreamCell]
     """Name and members by extension -> cell."""
 

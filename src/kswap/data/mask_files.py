@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from kswap.data.images import MAX_PIXELS, BadImageError, known_formats, or_skip, skipped
-from kswap.data.scenes import BadAnnotationError, Legend, make_legend
+from kswap.data.scenes import BadAnnotationError, Legend, codes_in, make_legend
 from kswap.data.sets import IGNORE, OPEN
 from kswap.data.text import count, listed, one_line
 from kswap.errors import UserError
@@ -83,7 +83,7 @@ class MaskReader:
 
     def present(self, source: Any, name: str) -> set[int]:
         """Return the classes in a mask, as indices into `classes`."""
-        return {code for code in np.unique(self.read(source, name)).tolist() if code >= 0}
+        return codes_in(self.read(source, name))
 
     def _values(self, image: Image.Image, name: str) -> NDArray[Any]:
         colour = image.mode not in ("1", "L", "P", "I") and not image.mode.startswith("I;")

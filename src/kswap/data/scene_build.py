@@ -120,7 +120,8 @@ def build_scenes(
                 scene_row_of(
                     role, roles, rows[role], settings[role].rename, partial=role in partials
                 ),
-                frozenset(roles.class_ids[role]),
+                # every picture has background: no picture is there for its sake
+                frozenset(roles.class_ids[role]) - {rows[role].background},
                 rows[role],
                 fitter,
                 complete=role not in partials,

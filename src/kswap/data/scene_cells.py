@@ -7,14 +7,11 @@ its mask (`KEY.jpg`, `KEY.png`, or `KEY.mask.png` and the like), or beside its o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-
-import numpy as np
 
 from kswap.data.cells import RowCells, Sample, StreamCell, TarCells, only_picture
 from kswap.data.hf_tables import ImageLike, column_encoded, find_column, image_of
@@ -22,17 +19,25 @@ from kswap.data.images import SUFFIXES, BadImageError, or_skip
 from kswap.data.mask_files import MaskReader
 from kswap.data.mask_folders import folder_reader
 from kswap.data.scene_objects import (
-    BOX_KEYS,
-    CLASS_KEYS,
-    CROWD_KEYS,
-    OBJECT_NAMES,
+    KNOWN_KEYS,
     ObjectReader,
     check_unit,
     object_columns,
-    of_lists,
+    objects_in_json,
+    objects_of,
+    size_said,
 )
 from kswap.data.scene_tables import IMAGE_NAMES, MASK_NAMES
-from kswap.data.scenes import NO_OBJECTS, Annotation, SceneTable, Size, recoded, scene_table
+from kswap.data.scenes import (
+    NO_OBJECTS,
+    Annotation,
+    BadAnnotationError,
+    SceneTable,
+    Size,
+    codes_in,
+    recoded,
+    scene_table,
+)
 from kswap.data.text import count, listed, one_line
 from kswap.errors import UserError
 from kswap.settings import SourceConfig, TaskName
@@ -86,6 +91,11 @@ class SceneCells:
         """Return how rows with these features are read."""
         from datasets import Dataset
 
+        if {"images", "annotations"} <= set(features):
+            raise UserError(
+                f"{where}: is COCO JSON, which is not streamed; take streaming out, or pack images "
+                "and objects into shards"
+            )
         empty = Dataset.from_dict({name: [] for name in features}, features=features)
         image = find_column(empty, self.settings.image_column, IMAGE_NAMES, where, "image_column")
         column_encoded(empty, image, where=where, from_hub=from_hub)
@@ -113,30 +123,43 @@ class SceneCells:
         where: str,
     ) -> RowCells:
         columns = object_columns(empty, self.settings, where, image)
-        reader = ObjectReader(columns.keys, self.settings, self.id2label, where)
+        boxed = _BoxedCells(self.settings, self.id2label, columns.keys)
         sides = ("height", "width") if {"height", "width"} <= set(empty.column_names) else ()
 
         def make(row: Mapping[str, Any], name: str) -> SceneCell:
-            size = _size(*(row[side] for side in sides)) if sides else None
-            return _boxed(picture(row), columns.cell(row), reader, size, name)
+            size = size_said(row["height"], row["width"], name) if sides else None
+            return boxed.make(picture(row), columns.value(row), size, name)
 
         return RowCells((image, *columns.names, *sides), (image,), make)
 
     def of_tar(self, path: Path) -> TarCells:
         """Return how the samples of a tar file are read."""
         if self.task == "detection":
-            return TarCells(_is_picture, self._boxed_member)
+            return self._objects_of_tar()
         reader = self._reader([path.parent], one_line(path))
 
         def make(name: str, members: Mapping[str, bytes]) -> SceneCell:
-            pictures = [extension for extension in members if _is_picture(extension)]
+            pictures = [extension for extension in members if self._is_picture(extension)]
             mask = self._mask_of(name, pictures)
             rest = [one for one in pictures if one != mask and self._may_be_image(one)]
-            content = members.get(mask, b"") if mask else b""
             image = only_picture(name, rest, members)
-            return _masked(image, content, reader, name, f"{name}.{mask or 'png'}")
+            content = members.get(mask) if mask else None
+            return _masked(image, content, reader, name, f"{name}.{mask}")
 
-        return TarCells(_is_picture, make)
+        return TarCells(self._is_picture, make)
+
+    def _objects_of_tar(self) -> TarCells:
+        boxed = _BoxedCells(self.settings, self.id2label)
+
+        def make(name: str, members: Mapping[str, bytes]) -> SceneCell:
+            pictures = [one for one in members if self._is_picture(one) and self._may_be_image(one)]
+            image = only_picture(name, pictures, members)
+            found, size = None, None
+            if "json" in members:
+                found, size = objects_in_json(members["json"], self.settings, f"{name}.json")
+            return boxed.make(image, found, size, name)
+
+        return TarCells(self._is_picture, make)
 
     def _mask_of(self, name: str, pictures: Sequence[str]) -> str | None:
         """Return the member that is the mask; None: there is none.
@@ -147,60 +170,28 @@ class SceneCells:
         given = self.settings.mask_column
         if given is not None:
             return given.lower()
-        said = [one for one in pictures if one.partition(".")[0] in _MASK_PARTS and "." in one]
-        found = said or [one for one in pictures if one == "png" and len(pictures) > 1]
-        if len(found) > 1 or (not found and len(pictures) > 1):
+        is_image_named = self.settings.image_column is not None
+        others = [one for one in pictures if not (is_image_named and self._may_be_image(one))]
+        said = [one for one in others if one.partition(".")[0] in _MASK_PARTS and "." in one]
+        found = said or [one for one in others if one == "png" and len(pictures) > 1]
+        if is_image_named and not found and len(others) == 1:
+            found = others
+        if len(found) > 1 or (not found and len(others) > 1):
             raise UserError(
                 f"{name}: cannot tell which of its pictures is the mask ({listed(pictures)}); name "
                 "the member in mask_column"
             )
         return found[0] if found else None
 
+    def _is_picture(self, extension: str) -> bool:
+        given = (self.settings.image_column, self.settings.mask_column)
+        if extension in {one.lower() for one in given if one is not None}:
+            return True
+        return f".{extension.rpartition('.')[2]}" in SUFFIXES
+
     def _may_be_image(self, extension: str) -> bool:
         given = self.settings.image_column
         return given is None or extension == given.lower()
-
-    def _boxed_member(self, name: str, members: Mapping[str, bytes]) -> SceneCell:
-        pictures = [one for one in members if _is_picture(one) and self._may_be_image(one)]
-        image = only_picture(name, pictures, members)
-        found, size = self._objects_in(f"{name}.json", members.get("json"))
-        items = [found] if isinstance(found, Mapping) else found
-        keys = {key: None for one in items for key in one}
-        if not keys:
-            nothing = Annotation(objects=NO_OBJECTS, size=size)
-            return SceneCell(image, name, (), lambda: nothing, frozenset())
-        reader = ObjectReader(keys, self.settings, self.id2label, name)
-        if isinstance(found, list):  # what one of them lacks is said where it is read
-            found = [
-                {key: one.get(key, key not in CROWD_KEYS and None) for key in keys} for one in found
-            ]
-        return _boxed(image, of_lists(found, keys), reader, size, name)
-
-    def _objects_in(self, name: str, text: bytes | None) -> tuple[Any, Size | None]:
-        """Return what a JSON member says of objects, and the size of the image."""
-        if text is None:
-            return [], None
-        try:
-            value = json.loads(text)
-        except (UnicodeDecodeError, ValueError, RecursionError) as error:
-            raise UserError(f"{name}: is no JSON ({one_line(error)}); correct it") from None
-        size = None
-        if isinstance(value, Mapping):
-            size = _size(value.get("height"), value.get("width"))
-            given = self.settings.objects_column
-            keys = OBJECT_NAMES if given is None else (given,)
-            is_flat = given is None and any(_is_list_of_boxes(value.get(key)) for key in BOX_KEYS)
-            found = None if is_flat else next((key for key in keys if key in value), None)
-            if found is None and not is_flat:
-                raise _not_objects(name)
-            every = (*BOX_KEYS, *CLASS_KEYS, *CROWD_KEYS)
-            value = {k: value[k] for k in every if k in value} if found is None else value[found]
-        if not (
-            (isinstance(value, Mapping) and all(isinstance(one, list) for one in value.values()))
-            or (isinstance(value, list) and all(isinstance(one, Mapping) for one in value))
-        ):
-            raise _not_objects(name)
-        return value, size
 
     def names(self, cell: StreamCell) -> frozenset[str]:
         """Return the classes of an image; none of one whose mask is skipped."""
@@ -218,7 +209,10 @@ class SceneCells:
     def table(self, sample: Sample, where: str) -> SceneTable:
         """Return the cells of a sample as a table."""
         cells = [cell for cell in sample.cells if isinstance(cell, SceneCell)]
-        classes = tuple(dict.fromkeys(name for cell in cells for name in cell.classes))
+        legends = dict.fromkeys(cell.classes for cell in cells if cell.classes)
+        classes = tuple(dict.fromkeys(name for legend in legends for name in legend))
+        if len(legends) > 1:  # texts: each image has its own, and a source read whole sorts them
+            classes = tuple(sorted(classes))
         codes = {name: code for code, name in enumerate(classes)}
         if self.task == "detection":
             found = [cell.annotate().objects for cell in cells]
@@ -255,49 +249,49 @@ class SceneCells:
 def classes_in(annotation: Annotation) -> frozenset[int]:
     """Return the classes that annotations have, as indices into their classes."""
     if annotation.mask is not None:
-        return frozenset(code for code in np.unique(annotation.mask).tolist() if code >= 0)
+        return frozenset(codes_in(annotation.mask))
     assert annotation.objects is not None
     return frozenset(annotation.objects.labels[~annotation.objects.crowd].tolist())
 
 
 def _masked(
-    image: ImageLike, mask: ImageLike, reader: MaskReader, name: str, mask_name: str
+    image: ImageLike, mask: ImageLike | None, reader: MaskReader, name: str, mask_name: str
 ) -> SceneCell:
     def annotate() -> Annotation:
+        if mask is None:
+            fix = "add KEY.png or KEY.mask.png, or name the member in mask_column"
+            raise BadAnnotationError(name, "has no mask", fix)
         read = reader.read(mask, mask_name)
         return Annotation(mask=read, size=(read.shape[0], read.shape[1]))
 
     return SceneCell(image, name, reader.classes, annotate, None)
 
 
-def _boxed(
-    image: ImageLike,
-    cell: Mapping[str, list[Any]],
-    reader: ObjectReader,
-    size: Size | None,
-    name: str,
-) -> SceneCell:
-    reader.check(cell, name)
-    legend = reader.legend([cell])
-    objects, _ = reader.read(cell, legend, name)
-    annotation = Annotation(objects=objects, size=size)
-    return SceneCell(image, name, legend[0].classes, lambda: annotation, classes_in(annotation))
+@dataclass(frozen=True)
+class _BoxedCells:
+    """Makes cells of images with what rows or JSON say of their objects."""
 
+    settings: SourceConfig
+    id2label: Mapping[int, str]
+    features: Mapping[str, Any] = field(default_factory=dict)
+    """Of what is said of objects, where a table has them."""
+    _readers: dict[tuple[str, ...], ObjectReader] = field(default_factory=dict)
+    """By the keys of objects: one is made for many images, as names of classes may be many."""
 
-def _size(height: Any, width: Any) -> Size | None:
-    return (int(height), int(width)) if height and width else None
-
-
-def _is_picture(extension: str) -> bool:
-    return f".{extension.rpartition('.')[2]}" in SUFFIXES
-
-
-def _is_list_of_boxes(value: Any) -> bool:
-    return isinstance(value, list) and not any(isinstance(one, Mapping) for one in value)
-
-
-def _not_objects(name: str) -> UserError:
-    return UserError(
-        f"{name}: holds no boxes with classes (a list of mappings such as {{bbox: [x, y, width, "
-        "height], category: cat}); name their field in objects_column, or correct it"
-    )
+    def make(self, image: ImageLike, found: Any, size: Size | None, name: str) -> SceneCell:
+        cells = objects_of(found, name)
+        if not cells:
+            nothing = Annotation(objects=NO_OBJECTS, size=size)
+            return SceneCell(image, name, (), lambda: nothing, frozenset())
+        keys = tuple(key for key in KNOWN_KEYS if key in cells)
+        reader = self._readers.get(keys)
+        if reader is None:
+            features = {key: self.features.get(key) for key in cells}
+            reader = ObjectReader(features, self.settings, self.id2label, name)
+            self._readers[keys] = reader
+        reader.check(cells, name)
+        legend = reader.legend([cells], name)
+        objects, _ = reader.read(cells, legend, name)
+        annotation = Annotation(objects=objects, size=size)
+        present = classes_in(annotation)
+        return SceneCell(image, name, legend[0].classes, lambda: annotation, present)

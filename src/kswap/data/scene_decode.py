@@ -94,6 +94,7 @@ class SceneReader:
         image = read_item(item)
         return fit_scene(
             image,
+            content_hash(image),
             table.annotate(item.row, (image.height, image.width)),
             lambda: table.read(item.row),
             self.fitter,
@@ -105,6 +106,7 @@ class SceneReader:
 
 def fit_scene(
     image: Image.Image,
+    digest: bytes,
     annotation: Annotation,
     encoded: Callable[[], ImageLike],
     fitter: Fitter,
@@ -116,6 +118,7 @@ def fit_scene(
 
     Args:
         image: upright.
+        digest: of its content.
         annotation: of it.
         encoded: the image as it was read, for its orientation.
         fitter: of the model.
@@ -131,7 +134,6 @@ def fit_scene(
     annotation = upright(annotation, original, orientation, name)
     fitted = decode.fit(image, fitter, lambda: name)
     size = size_of(fitted)
-    digest = content_hash(image)
     if annotation.mask is not None:
         mask = fit_mask(annotation.mask, lookup, size)
         found = own & set(np.unique(mask).tolist())

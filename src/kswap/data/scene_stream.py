@@ -70,8 +70,9 @@ class SceneMaker:
         assert isinstance(cell, SceneCell)
         rows = [self.find(name) for name in cell.classes]
         lookup = np.asarray([*rows, IGNORE, self.rows.background], np.int16)  # as `Rows.lookup`
+        digest = b""  # the stream has looked at the content, and nobody else asks for it
         scene, arrays = fit_scene(
-            image, said, lambda: cell.image, self.fitter, lookup, self.own, cell.name
+            image, digest, said, lambda: cell.image, self.fitter, lookup, self.own, cell.name
         )
         return _Made(scene, arrays) if scene.own else None
 

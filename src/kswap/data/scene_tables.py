@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from kswap.data.hf_tables import ImageLike, column_encoded, find_column, image_of
 from kswap.data.mask_files import scan
 from kswap.data.mask_folders import folder_reader
-from kswap.data.scene_objects import ObjectReader, check_unit, object_columns
+from kswap.data.scene_objects import ObjectReader, check_unit, object_columns, size_said
 from kswap.data.scenes import Annotation, SceneTable, Size, scene_table
 from kswap.data.text import count
 from kswap.settings import SourceConfig
@@ -97,7 +97,7 @@ def objects_table(
     reader = ObjectReader(columns.keys, settings, id2label, where)
     for row, cell in enumerate(cells):
         reader.check(cell, f"{where}, row {row}")
-    legend = reader.legend(cells)
+    legend = reader.legend(cells, where)
     objects, empty = [], 0
     for row, cell in enumerate(cells):
         one, num_empty = reader.read(cell, legend, f"{where}, row {row}")
@@ -107,7 +107,7 @@ def objects_table(
     if empty:
         notes.append(f"{where}: {count(empty, 'empty box')} left out")
     present = [set(one.labels[~one.crowd].tolist()) for one in objects]
-    sizes = _sizes(dataset)
+    sizes = _sizes(dataset, where)
     return scene_table(
         where,
         legend[0].classes,
@@ -143,9 +143,9 @@ def _without(present: list[set[int]], where: str) -> list[str]:
     return [f"{where}: {count(empty, 'image')} without objects"] if empty else []
 
 
-def _sizes(dataset: Dataset) -> list[Size | None]:
+def _sizes(dataset: Dataset, where: str) -> list[Size | None]:
     if not {"width", "height"} <= set(dataset.column_names):
         return [None] * len(dataset)
     rows = dataset.select_columns(["height", "width"])[:]
-    pairs = zip(rows["height"], rows["width"], strict=True)
-    return [(int(h), int(w)) if h and w else None for h, w in pairs]
+    pairs = enumerate(zip(rows["height"], rows["width"], strict=True))
+    return [size_said(height, width, f"{where}, row {row}") for row, (height, width) in pairs]

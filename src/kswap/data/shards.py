@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kswap.data.cells import CellKind, StreamCell
+from kswap.data.mask_folders import COLOUR_FILES, NAME_FILES
 from kswap.data.sources import (
     READERS,
     by_split,
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 TARS = (".tar", ".tar.gz", ".tgz")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _MAX_PATTERN = 1_000_000
+_NAMES_BESIDE = frozenset({*NAME_FILES, *COLOUR_FILES})
+"""Files that say the names of classes, and are no shards."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +186,7 @@ def _in_folder(role: Role, folder: Path) -> list[Path]:
         if not place.is_dir():
             continue
         tars = sorted(p for p in place.iterdir() if _is_tar(p) and p.is_file())
-        files = tars or table_files(place)
+        files = tars or [p for p in table_files(place) if p.name not in _NAMES_BESIDE]
         if files:
             return files
     raise UserError(

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from kswap.data.cells import StreamCell
 from kswap.data.decode import content_hash, refuse
@@ -89,8 +90,11 @@ class StreamedImages:
 
 
 def _within(cell: StreamCell, fraction: float, seed: int) -> bool:
-    """Whether an image is of a share that depends on its encoded content alone."""
-    content = cell.image if isinstance(cell.image, bytes) else str(cell.image).encode()
+    """Whether an image is of a share that depends on its encoded content, or its path, alone."""
+    if isinstance(cell.image, Image.Image):  # its text has its address in memory
+        content = content_hash(cell.image)
+    else:
+        content = cell.image if isinstance(cell.image, bytes) else str(cell.image).encode()
     key = hashlib.blake2b(content, digest_size=8, key=str(seed).encode()).digest()
     return int.from_bytes(key, "big") < fraction * 2**64
 

@@ -15,12 +15,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Self
 
-from kswap.data.cells import CellKind, StreamCell
+from kswap.data.cells import MAX_TEXT_BYTES, CellKind, StreamCell
 from kswap.data.text import one_line
 from kswap.errors import UserError
-
-_MAX_TEXT_BYTES = 1 << 24
-"""Of a member that is no picture: larger ones are not read."""
 
 
 def tar_cells(path: Path, kind: CellKind) -> Iterator[StreamCell]:
@@ -41,7 +38,7 @@ def tar_cells(path: Path, kind: CellKind) -> Iterator[StreamCell]:
                 yield cells.make(f"{one_line(path)}, {one_line(before)}", members)
                 members = {}
             before = key
-            wanted = cells.is_picture(extension) or member.size <= _MAX_TEXT_BYTES
+            wanted = cells.is_picture(extension) or member.size <= MAX_TEXT_BYTES
             content = archive.extractfile(member) if wanted else None
             members[extension] = b"" if content is None else content.read()
             archive.members.clear()  # type: ignore[attr-defined]  # it keeps all, to look them up
