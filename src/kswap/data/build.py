@@ -125,18 +125,16 @@ def build_data(
     )
     streamed = {
         role: StreamedImages(
-            shards=own,
-            maker=WholeMaker(
+            own,
+            WholeMaker(
                 row_of(role, roles, settings[role], id2label, sources[role]),
                 fitter,
                 decoded.example,
             ),
-            held=held,
-            buffer_size=settings[role].shuffle_buffer,
-            data=config.data,
-            fraction=settings[role].fraction,
-            seed=config.seed,
-            length=settings[role].images_per_pass,
+            held,
+            settings[role],
+            config.data,
+            config.seed,
         )
         for role, own in shards.items()
     }

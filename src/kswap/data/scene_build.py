@@ -8,39 +8,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kswap.config import SwapConfig
-from kswap.data.decode import Item, Progress, class_array, store_for
+from kswap.data.decode import Item, Progress
 from kswap.data.images import skipped
 from kswap.data.left_out import notes_on_gaps, notes_on_splits
 from kswap.data.pixels import Fitter
 from kswap.data.roles import Roles, assign_roles
 from kswap.data.scene_cells import SceneCells
-from kswap.data.scene_decode import (
-    Arrays,
-    Scene,
-    SceneReader,
-    Scenes,
-    decode_scenes,
-    padded,
-    padded_mask,
-)
-from kswap.data.scene_rows import Rows, rows_of
+from kswap.data.scene_decode import Scene, SceneReader, Scenes, decode_scenes
+from kswap.data.scene_gather import SceneGatherer
+from kswap.data.scene_rows import rows_of
 from kswap.data.scene_sources import SceneOpener, is_partial
 from kswap.data.scene_splits import ScenePicture, arrange_scenes, rarest_classes
 from kswap.data.scene_stream import SceneMaker, scene_row_of
 from kswap.data.scenes import SceneTable
-from kswap.data.sets import ImageSet, SwapData
+from kswap.data.sets import SwapData
 from kswap.data.shards import Shards
 from kswap.data.splits import Arrangement, Cut
-from kswap.data.store import FileStore
 from kswap.data.stream_sample import streamed_source
 from kswap.data.streaming import StreamedImages
 from kswap.data.table import Source
 from kswap.data.text import count, listed, one_line
 from kswap.errors import UserError
-from kswap.settings import SPLITS, Role, SourceConfig, Split, TaskName
+from kswap.settings import Role, SourceConfig, Split, TaskName
 
 
 def build_scenes(
@@ -105,7 +96,7 @@ def build_scenes(
         splits = dict(zip(good, arrangement.splits, strict=True))
         class_ids = dict(zip(good, rarest_classes(pictures), strict=True))
         notes = _check_classes(roles, sources, settings, pictures, arrangement)
-        gather = _Gather(reader, decoded, splits, class_ids, config, cache_dir, task)
+        gather = SceneGatherer(reader, decoded, splits, class_ids, config.data, cache_dir, task)
         partials = {role for role, one in settings.items() if is_partial(role, one)}
         sets = gather.sets(sources, rows, complete=set(sources) - partials)
     held = frozenset(
@@ -115,8 +106,8 @@ def build_scenes(
     )
     streamed = {
         role: StreamedImages(
-            shards=own,
-            maker=SceneMaker(
+            own,
+            SceneMaker(
                 scene_row_of(
                     role, roles, rows[role], settings[role].rename, partial=role in partials
                 ),
@@ -127,12 +118,10 @@ def build_scenes(
                 complete=role not in partials,
                 num_of=_num_of(roles.of_source[role], sources[role]),
             ),
-            held=held,
-            buffer_size=settings[role].shuffle_buffer,
-            data=config.data,
-            fraction=settings[role].fraction,
-            seed=config.seed,
-            length=settings[role].images_per_pass,
+            held,
+            settings[role],
+            config.data,
+            config.seed,
         )
         for role, own in shards.items()
     }
@@ -247,98 +236,6 @@ def _check_classes(
             )
         notes += notes_on_gaps(role, roles, no_train=no_train, no_test=no_test)
     return notes
-
-
-class _Gather:
-    """Puts decoded images into one array for each role and split."""
-
-    def __init__(
-        self,
-        reader: SceneReader,
-        decoded: Scenes,
-        splits: Mapping[int, Split | None],
-        class_ids: Mapping[int, int],
-        config: SwapConfig,
-        cache_dir: Path | None,
-        task: TaskName,
-    ) -> None:
-        self.task = task
-        self.reader, self.decoded, self.class_ids = reader, decoded, class_ids
-        self.members: dict[tuple[Role, Split], list[int]] = {}
-        for i, split in splits.items():
-            if split is not None:
-                self.members.setdefault((reader.items[i].role, split), []).append(i)
-        used = [i for members in self.members.values() for i in members]
-        self.size = reader.fitter.array_size(self._scene(i).size for i in used)
-        example = decoded.example
-        self.last = example.dtype == np.uint8  # the axis of the channels
-        shape = (*self.size, 3) if self.last else (3, *self.size)
-        self.like = np.empty(shape, example.dtype)
-        self.mask_like = np.empty(self.size, np.int16)
-        num_bytes = len(used) * (self.like.nbytes + self.mask_like.nbytes)
-        self.store = decoded.store
-        if not isinstance(self.store, FileStore):  # padded, they may be more than was thought
-            self.store = store_for(num_bytes, config.data, cache_dir)
-
-    def sets(
-        self, sources: Mapping[Role, Source], rows: Mapping[Role, Rows], *, complete: set[Role]
-    ) -> dict[Role, dict[Split, ImageSet]]:
-        found: dict[Role, dict[Split, ImageSet]] = {}
-        with self.store:
-            for role in sources:
-                found[role] = {
-                    split: self._set(role, split, rows[role], complete=role in complete)
-                    for split in SPLITS
-                }
-        return found
-
-    def _scene(self, i: int) -> Scene:
-        scene = self.decoded.scenes[i]
-        assert scene is not None
-        return scene
-
-    def _set(self, role: Role, split: Split, rows: Rows, *, complete: bool) -> ImageSet:
-        chosen = self.members.get((role, split), [])
-        chosen.sort(key=lambda i: (self.class_ids[i], self._scene(i).digest))
-        scenes = [self._scene(i) for i in chosen]
-        images = self.store.gather(f"{role}-{split}", chosen, self._image, self.like)
-        boxes = tuple(scene.boxes for scene in scenes if scene.boxes is not None)
-        masks = None
-        if self.task == "segmentation":
-            masks = self.store.gather(f"{role}-{split}-masks", chosen, self._mask, self.mask_like)
-        whole = all(scene.size == self.size for scene in scenes)
-        return ImageSet(
-            images=images,
-            class_ids=class_array([self.class_ids[i] for i in chosen]),
-            masks=masks,
-            boxes=None if masks is not None else boxes,
-            sizes=None if whole else np.asarray([scene.size for scene in scenes], np.int32),
-            original_sizes=np.asarray([s.original for s in scenes], np.int32).reshape(-1, 2),
-            complete=complete,
-            covered=rows.covered,
-        )
-
-    def _image(self, i: int) -> NDArray[Any]:
-        image = self.decoded.store.take(i)
-        if image is None:
-            image = self._read_again(i)[0]
-        return padded(image, self.size)
-
-    def _mask(self, i: int) -> NDArray[np.int16]:
-        mask = self.decoded.store.take(~i)
-        if mask is None:
-            mask = self._read_again(i)[1]
-        assert mask is not None
-        return padded_mask(mask, self.size)
-
-    def _read_again(self, i: int) -> Arrays:
-        """Read an image that was not kept; rare: see decode.may_be_used."""
-        scene, arrays = self.reader(i)
-        if scene.digest != self._scene(i).digest:
-            item = self.reader.items[i]
-            name = one_line(item.table.name(item.row))
-            raise UserError(f"{name}: has changed while the data was read; run again")
-        return arrays
 
 
 def _notes(

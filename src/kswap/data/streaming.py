@@ -31,7 +31,7 @@ from kswap.data.shards import Shards
 from kswap.data.stream_makers import PASSED, UNKNOWN, Maker
 from kswap.data.text import NAME_LIMIT, count, one_line
 from kswap.errors import UserError
-from kswap.settings import DataConfig
+from kswap.settings import DataConfig, SourceConfig
 
 _ORDER, _BLOCK = 1, 2
 """Beside each other in a seed: the order of shards, and of the images of a block."""
@@ -73,18 +73,16 @@ class StreamedImages:
     maker: Maker
     held: frozenset[bytes]
     """Content of test and validation pictures of any role, which are passed over."""
-    buffer_size: int
+    settings: SourceConfig
     data: DataConfig
-    fraction: float
     seed: int
     """Of the run."""
-    length: int | None
-    """Images in a pass, where the user says so."""
 
     def wanted(self, cell: StreamCell) -> int:
         """Return the row of the class of an image that may be trained on, PASSED or UNKNOWN."""
         row = self.maker.row_of(cell)
-        if row >= 0 and self.fraction < 1 and not _within(cell, self.fraction, self.seed):
+        fraction = self.settings.fraction
+        if row >= 0 and fraction < 1 and not _within(cell, fraction, self.seed):
             return PASSED
         return row
 
@@ -194,7 +192,7 @@ class Buffer:
         found, self._ahead_end = next(self._reading)
         if found is not None:
             self._ahead.append(found)
-        self._is_full = found is None or len(self._ahead) >= self._images.buffer_size
+        self._is_full = found is None or len(self._ahead) >= self._images.settings.shuffle_buffer
 
     def _read(self, start: Start) -> Iterator[tuple[tuple[StreamCell, int] | None, Start]]:
         """Yield cells with what lies behind each; None where a pass ends."""

@@ -324,4 +324,4 @@ def _lengths(
 ) -> dict[Role, int | None]:
     """Return images in a pass of those roles whose images are not kept."""
     streamed = {role: sources[role][0].streamed for role in roles}
-    return {role: own.length for role, own in streamed.items() if own is not None}
+    return {r: own.settings.images_per_pass for r, own in streamed.items() if own is not None}
