@@ -34,7 +34,8 @@ def freeze_half(peft_model: Any, blocks: Any) -> tuple[int, set[str]]:
     for block in blocks[:count]:
         base.get_submodule(block.name).requires_grad_(False)
     names = [block.name for block in blocks]
-    return count, outer_modules(SimpleNamespace(model=peft_model), names)
+    trainee = SimpleNamespace(model=peft_model, base=base)
+    return count, outer_modules(trainee, names)
 
 
 def kept_modules(prefix: Prefix) -> list[str]:
