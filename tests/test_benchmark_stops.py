@@ -44,8 +44,15 @@ def lives(pid):
     ("script", "words", "number"),
     [
         ("methods", ["--jobs", "2", "--seeds", "0", "--output", "OUT"], 2),
-        ("order_study", ["--jobs", "2", "--seeds", "0", "--output", "OUT"], 2),
-        ("swaps", ["classification", "--jobs", "2", "--seeds", "0"], 2),
+        pytest.param(
+            "order_study",
+            ["--jobs", "2", "--seeds", "0", "--output", "OUT"],
+            2,
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "swaps", ["classification", "--jobs", "2", "--seeds", "0"], 2, marks=pytest.mark.slow
+        ),
         ("strict", ["--jobs", "2", "--seeds", "1", "2"], 2),
         ("demo", ["--seeds", "0"], 1),
     ],
