@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from dying import die_after
 from safetensors.torch import load_file
 from torch.nn import functional
 
@@ -21,7 +22,6 @@ from kswap.objectives.baselines import (
     uniform,
 )
 from kswap.objectives.consolidation import consolidation
-from kswap.training.events import EventLog
 from kswap.training.preparing import salient
 
 
@@ -175,15 +175,7 @@ class Killed(BaseException):
 def test_what_a_stage_was_prepared_with_survives_a_kill(values, monkeypatch, forget):
     values["training"] = {**values["training"], "analysis": True, "analysis_steps": 2}
     undisturbed = runs(values, "undisturbed", **forget)
-    add, left = EventLog.add, [9]
-
-    def dying(self, line, terms):
-        add(self, line, terms)
-        left[0] -= 1
-        if left[0] == 0:
-            raise Killed
-
-    monkeypatch.setattr(EventLog, "add", dying)
+    die_after(monkeypatch, 9, Killed)
     with pytest.raises(Killed):
         runs(values, "killed", **forget)
     resumed = runs(values, "killed", **forget)

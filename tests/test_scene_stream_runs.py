@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from dying import die_after
 from safetensors.torch import load_file
 from shard_files import write_tar
 from tiny_runs import OLD, tiny_run
@@ -15,7 +16,6 @@ from tiny_runs import OLD, tiny_run
 import kswap
 from kswap.config import SwapConfig
 from kswap.training import loop
-from kswap.training.events import EventLog
 
 SCENES = ("segmentation", "detection")
 
@@ -78,15 +78,7 @@ ONE_AND_SLOWLY_THE_OTHER = ["segmentation", pytest.param("detection", marks=pyte
 def test_a_killed_run_on_streamed_scenes_goes_on_bit_equal(task, make, monkeypatch):
     values = make(task)
     undisturbed = swap(values, "undisturbed")
-    add, left = EventLog.add, [3]
-
-    def dying(self, line, terms):
-        add(self, line, terms)
-        left[0] -= 1
-        if left[0] == 0:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(EventLog, "add", dying)
+    die_after(monkeypatch, 3, KeyboardInterrupt)
     with pytest.raises(KeyboardInterrupt):
         swap(values, "killed")
     resumed = swap(values, "killed")

@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from conftest import NEW, OLD
+from dying import die_after
 from PIL import Image
 from safetensors.torch import load_file
 from shard_files import write_shards
@@ -70,15 +71,7 @@ def test_a_killed_run_goes_on_bit_equal(streamed, order, after, stage, monkeypat
     stages = {kind: {**own, **stage} for kind, own in streamed["stages"].items()}
     streamed = {**streamed, "order": order, "stages": stages}
     undisturbed = swap(streamed, "undisturbed")
-    add, left = EventLog.add, [after]
-
-    def dying(self, line, terms):
-        add(self, line, terms)
-        left[0] -= 1
-        if left[0] == 0:
-            raise KilledError
-
-    monkeypatch.setattr(EventLog, "add", dying)
+    die_after(monkeypatch, after, KilledError)
     with pytest.raises(KilledError):
         swap(streamed, "killed")
     folder = Path(streamed["output"]).with_name("killed")
