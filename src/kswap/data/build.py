@@ -30,11 +30,10 @@ from kswap.data.left_out import notes_on_gaps, notes_on_splits
 from kswap.data.pixels import Fitter
 from kswap.data.roles import Roles, assign_roles
 from kswap.data.sets import ImageSet, SwapData
-from kswap.data.shards import Shards
 from kswap.data.sources import open_source
 from kswap.data.splits import Arrangement, Cut, Picture, arrange
 from kswap.data.stream_makers import WholeMaker
-from kswap.data.stream_sample import row_of, streamed_source
+from kswap.data.stream_sample import open_sources, row_of
 from kswap.data.streaming import StreamedImages
 from kswap.data.table import Source
 from kswap.data.text import listed, one_line
@@ -95,7 +94,9 @@ def build_data(
             on_progress=on_progress,
         )
         return replace(scenes, notes=(*unused, *scenes.notes), in_memory=given_roles)
-    sources, shards = _open_sources(settings, in_memory)
+    sources, shards = open_sources(
+        settings, in_memory, kind_of=lambda _, one: WholeCells(one), open_whole=open_source
+    )
     roles = assign_roles(sources, settings, id2label, forgotten)
     cuts = {
         role: Cut.of(source.splits, config.data, settings[role]) for role, source in sources.items()
@@ -157,21 +158,6 @@ def build_data(
         streamed=streamed,
         in_memory=given_roles,
     )
-
-
-def _open_sources(
-    settings: Mapping[Role, SourceConfig], in_memory: Mapping[Role, object]
-) -> tuple[dict[Role, Source], dict[Role, Shards]]:
-    """Return the source of each role, of a stream its sample, and the shards of each stream."""
-    sources: dict[Role, Source] = {}
-    shards: dict[Role, Shards] = {}
-    for role, one in settings.items():
-        given = in_memory.get(role)
-        if one.streaming:
-            sources[role], shards[role] = streamed_source(role, one, WholeCells(one), given)
-        else:
-            sources[role] = open_source(role, one, given)
-    return sources, shards
 
 
 def _drop_unlearned(order: str, settings: dict[Role, SourceConfig]) -> list[str]:

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 _LABELS = ("cls", "txt", "text", "json")
 """Members that say the class of a sample, the first that is there."""
-
-
 MAX_TEXT_BYTES = 1 << 24
 """Of a member that is no picture: larger ones are not read, and are as if empty."""
 
@@ -116,18 +114,6 @@ class Cell(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SampleTable(Table):
-    """The images of a sample that are kept; its counts are of all that were read."""
-
-    num_of: Mapping[str, int] = field(default_factory=dict)
-
-    @cached_property
-    def counts(self) -> dict[str, int]:
-        """Number of images of each class."""
-        return {name: self.num_of[name] for name in self.classes}
-
-
-@dataclass(frozen=True)
 class WholeCells:
     """Images of one class each."""
 
@@ -166,7 +152,7 @@ class WholeCells:
             f"{where}: {sample.num_without} of {sample.num_read:,} images left out, they have no "
             "class"
         )
-        return SampleTable(
+        return Table(
             where,
             tuple(names),
             np.asarray([rows.get(str(cell.label), -1) for cell in cells], dtype=np.int64),
@@ -177,12 +163,15 @@ class WholeCells:
             num_of=sample.num_of,
         )
 
+    @cached_property
+    def _names(self) -> Mapping[int, str] | None:
+        return names_of(self.settings)
+
     def _named(self, cell: Cell) -> Cell:
         """Return a cell under the config's name of its class."""
-        names = names_of(self.settings)
-        if names is None or cell.label is None:
+        if self._names is None or cell.label is None:
             return cell
-        return cell._replace(label=named(cell.label, names, cell.name))
+        return cell._replace(label=named(cell.label, self._names, cell.name))
 
     def _is_picture(self, extension: str) -> bool:
         if self.settings.image_column is not None:

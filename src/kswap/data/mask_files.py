@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from kswap.data.images import MAX_PIXELS, BadImageError, known_formats, or_skip, skipped
-from kswap.data.scenes import BadAnnotationError, Legend, codes_in, make_legend
+from kswap.data.scenes import Annotation, BadAnnotationError, Legend, codes_in, make_legend
 from kswap.data.sets import IGNORE, OPEN
 from kswap.data.text import count, listed, one_line
 from kswap.errors import UserError
@@ -80,6 +80,15 @@ class MaskReader:
                 raise BadAnnotationError(name, self._unknown(value), self.fix)
             table[value if small else place] = code
         return table[values if small else np.searchsorted(found, values)]
+
+    def annotation(self, source: Any, name: str) -> Annotation:
+        """Return what a mask says of its image.
+
+        Raises:
+            BadAnnotationError: as `read`.
+        """
+        mask = self.read(source, name)
+        return Annotation(mask=mask, size=(mask.shape[0], mask.shape[1]))
 
     def present(self, source: Any, name: str) -> set[int]:
         """Return the classes in a mask, as indices into `classes`."""

@@ -56,8 +56,7 @@ def mask_table(
 
     def annotate(row: int, size: tuple[int, int]) -> Annotation:
         path = pairs[rows[row]][1]
-        mask = reader.read(path, str(path))
-        return Annotation(mask=mask, size=(mask.shape[0], mask.shape[1]))
+        return reader.annotation(path, str(path))
 
     return scene_table(
         str(images_dir),

@@ -24,9 +24,8 @@ from kswap.data.scene_splits import ScenePicture, arrange_scenes, rarest_classes
 from kswap.data.scene_stream import SceneMaker, scene_row_of
 from kswap.data.scenes import SceneTable
 from kswap.data.sets import SwapData
-from kswap.data.shards import Shards
 from kswap.data.splits import Arrangement, Cut
-from kswap.data.stream_sample import streamed_source
+from kswap.data.stream_sample import open_sources
 from kswap.data.streaming import StreamedImages
 from kswap.data.table import Source
 from kswap.data.text import count, listed, one_line
@@ -63,14 +62,17 @@ def build_scenes(
         UserError: a source, a class name, an image or its annotations are not as they have to be.
     """
     fitter = Fitter(processor, dense=True)
-    sources, shards = _open_sources(
-        settings,
-        in_memory,
-        task,
-        id2label,
-        reduce_zero=bool(getattr(processor, "do_reduce_labels", False)),
-        skip_bad=config.data.on_bad_image == "skip",
-    )
+    reduce_zero = bool(getattr(processor, "do_reduce_labels", False))
+    skip_bad = config.data.on_bad_image == "skip"
+
+    def kind_of(role: Role, one: SourceConfig) -> SceneCells:
+        return SceneCells(one, task, id2label, reduce_zero, is_partial(role, one), skip_bad)
+
+    def open_whole(role: Role, one: SourceConfig, given: object) -> Source:
+        opener = SceneOpener(role, one, task, id2label, reduce_zero=reduce_zero, skip_bad=skip_bad)
+        return opener.open(given)
+
+    sources, shards = open_sources(settings, in_memory, kind_of=kind_of, open_whole=open_whole)
     roles = assign_roles(sources, settings, id2label, forgotten)
     rows = {
         role: rows_of(role, source, roles, one.rename, partial=is_partial(role, one))
@@ -142,32 +144,6 @@ def build_scenes(
         notes=tuple(dict.fromkeys(one_line(note, 2000) for note in every_note)),
         streamed=streamed,
     )
-
-
-def _open_sources(
-    settings: Mapping[Role, SourceConfig],
-    in_memory: Mapping[Role, Any],
-    task: TaskName,
-    id2label: Mapping[int, str],
-    *,
-    reduce_zero: bool,
-    skip_bad: bool,
-) -> tuple[dict[Role, Source], dict[Role, Shards]]:
-    """Return the source of each role, of a stream its sample, and the shards of each stream."""
-    sources: dict[Role, Source] = {}
-    shards: dict[Role, Shards] = {}
-    for role, one in settings.items():
-        given = in_memory.get(role)
-        if one.streaming:
-            partial = is_partial(role, one)
-            kind = SceneCells(one, task, id2label, reduce_zero, partial, skip_bad)
-            sources[role], shards[role] = streamed_source(role, one, kind, given)
-        else:
-            opener = SceneOpener(
-                role, one, task, id2label, reduce_zero=reduce_zero, skip_bad=skip_bad
-            )
-            sources[role] = opener.open(given)
-    return sources, shards
 
 
 def _num_of(rows: Mapping[str, int], source: Source) -> Counter[int]:

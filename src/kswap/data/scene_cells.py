@@ -8,8 +8,7 @@ its mask (`KEY.jpg`, `KEY.png`, or `KEY.mask.png` and the like), or beside its o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -60,18 +59,6 @@ class SceneCell(NamedTuple):
     """Raises BadAnnotationError."""
     present: frozenset[int] | None
     """Index into `classes` of those that are there; None: the mask has to be read for that."""
-
-
-@dataclass(frozen=True)
-class _SampleTable(SceneTable):
-    """The images of a sample that are kept; its counts are of all that were read."""
-
-    num_of: Mapping[str, int] = field(default_factory=dict)
-
-    @cached_property
-    def counts(self) -> dict[str, int]:
-        """Number of images that hold each class."""
-        return {name: self.num_of[name] for name in self.classes}
 
 
 @dataclass(frozen=True)
@@ -223,7 +210,7 @@ class SceneCells:
             return recoded(cell.annotate(), [codes[name] for name in cell.classes])
 
         without = f"{where}: {count(sample.num_without, 'image')} without objects"
-        table = scene_table(
+        return scene_table(
             where,
             classes,
             [{codes[name] for name in names} for names in sample.names],
@@ -231,9 +218,8 @@ class SceneCells:
             name=lambda row: cells[row].name,
             annotate=annotate,
             notes=[without] if sample.num_without else [],
+            num_of=sample.num_of,
         )
-        own = {one.name: getattr(table, one.name) for one in fields(table)}
-        return _SampleTable(**own, num_of=sample.num_of)
 
     def _reader(self, folders: list[Path], where: str) -> MaskReader:
         return folder_reader(
@@ -261,8 +247,7 @@ def _masked(
         if mask is None:
             fix = "add KEY.png or KEY.mask.png, or name the member in mask_column"
             raise BadAnnotationError(name, "has no mask", fix)
-        read = reader.read(mask, mask_name)
-        return Annotation(mask=read, size=(read.shape[0], read.shape[1]))
+        return reader.annotation(mask, mask_name)
 
     return SceneCell(image, name, reader.classes, annotate, None)
 

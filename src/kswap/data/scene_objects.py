@@ -44,12 +44,14 @@ class ObjectColumns:
     """What is said of the objects -> its feature; none where the column holds nothing so far."""
     is_one: bool
 
-    def cell(self, row: Mapping[str, Any]) -> Cells:
-        """Return the objects of a row, a list for each of `keys`."""
-        cell = self.value(row)
-        if isinstance(cell, Mapping):
-            return {key: cell.get(key) or [] for key in self.keys}
-        return {key: [item[key] for item in cell or []] for key in self.keys}
+    def cell(self, row: Mapping[str, Any], name: str) -> Cells:
+        """Return the objects of a row, a list for each of `keys`; `name` is for messages.
+
+        Raises:
+            UserError: as `objects_of`.
+        """
+        found = objects_of(self.value(row), name)
+        return {key: found.get(key, []) for key in self.keys}
 
     def value(self, row: Mapping[str, Any]) -> Any:
         """Return what a row says of objects, for `objects_of`."""

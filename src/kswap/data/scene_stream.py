@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -50,10 +50,7 @@ class SceneMaker:
     def row_of(self, cell: StreamCell) -> int:
         """Return 0 where the role has an object, or may have one in a mask that is not read."""
         assert isinstance(cell, SceneCell)
-        if cell.present is None:
-            return 0
-        there = {self.find(cell.classes[code]) for code in cell.present}
-        return 0 if there & self.own else PASSED
+        return 0 if cell.present is None or self._holds_own(cell, cell.present) else PASSED
 
     def unknown(self, cell: StreamCell) -> None:
         """Return nothing: a scene is passed over where it has nothing of the role."""
@@ -62,8 +59,7 @@ class SceneMaker:
         """Return its annotations, where one is of the role."""
         assert isinstance(cell, SceneCell)
         annotation = cell.annotate()
-        there = {self.find(cell.classes[code]) for code in classes_in(annotation)}
-        return annotation if there & self.own else None
+        return annotation if self._holds_own(cell, classes_in(annotation)) else None
 
     def make(self, cell: StreamCell, said: Annotation, image: Image.Image) -> _Made | None:
         """Return the scene at the model's size."""
@@ -96,6 +92,9 @@ class SceneMaker:
             original_sizes=np.asarray([scene.original for scene in scenes], np.int32),
             covered=self.rows.covered,
         )
+
+    def _holds_own(self, cell: SceneCell, codes: Iterable[int]) -> bool:
+        return any(self.find(cell.classes[code]) in self.own for code in codes)
 
     def _rarity(self, row: int) -> tuple[int, int]:
         return self.num_of.get(row, 0), row

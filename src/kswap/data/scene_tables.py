@@ -55,8 +55,7 @@ def pictures_table(
         return f"{where}, row {row}"
 
     def annotate(row: int, size: Size) -> Annotation:
-        read = reader.read(masks(row), f"{name(row)}, {mask}")
-        return Annotation(mask=read, size=(read.shape[0], read.shape[1]))
+        return reader.annotation(masks(row), f"{name(row)}, {mask}")
 
     present, scanned = scan(
         len(dataset),
@@ -90,11 +89,11 @@ def objects_table(
     image = find_column(dataset, settings.image_column, IMAGE_NAMES, where, "image_column")
     columns = object_columns(dataset, settings, where, image)
     values = dataset.select_columns(list(columns.names))[:]
+    reader = ObjectReader(columns.keys, settings, id2label, where)
     cells = [
-        columns.cell({name: values[name][row] for name in columns.names})
+        columns.cell({name: values[name][row] for name in columns.names}, f"{where}, row {row}")
         for row in range(len(dataset))
     ]
-    reader = ObjectReader(columns.keys, settings, id2label, where)
     for row, cell in enumerate(cells):
         reader.check(cell, f"{where}, row {row}")
     legend = reader.legend(cells, where)

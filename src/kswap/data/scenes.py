@@ -7,9 +7,8 @@ which names mean background, and that a file an annotation names lies below the 
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -100,10 +99,10 @@ class SceneTable(Table):
     annotate: Callable[[int, Size], Annotation] = _no_annotation
     """Row and size of the upright image -> its annotations. Raises BadAnnotationError."""
 
-    @cached_property
-    def counts(self) -> dict[str, int]:
-        """Number of images that hold each class."""
-        return dict(zip(self.classes, self.present.sum(0).tolist(), strict=True))
+    def _count(self) -> list[int]:
+        """Return the number of images that hold each class."""
+        counted: list[int] = self.present.sum(0).tolist()
+        return counted
 
 
 def scene_table(
@@ -115,6 +114,7 @@ def scene_table(
     name: Callable[[int], str],
     annotate: Callable[[int, Size], Annotation],
     notes: Sequence[str] = (),
+    num_of: Mapping[str, int] | None = None,
 ) -> SceneTable:
     """Return a table; `present` holds the classes of each image as indices into `classes`."""
     matrix = np.zeros((len(present), len(classes)), bool)
@@ -128,6 +128,7 @@ def scene_table(
         name=name,
         notes=tuple(one_line(note, 2000) for note in notes),
         several=True,
+        num_of=num_of,
         present=matrix,
         annotate=annotate,
     )

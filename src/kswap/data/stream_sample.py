@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +28,35 @@ _MAX_LOOKED_AT = 50
 """Images that are looked at for each one of the sample, where classes are named."""
 _MAX_NAMES = 1 << 16
 """Class names whose rows are kept."""
+
+
+def open_sources(
+    settings: Mapping[Role, SourceConfig],
+    in_memory: Mapping[Role, Any],
+    *,
+    kind_of: Callable[[Role, SourceConfig], CellKind],
+    open_whole: Callable[[Role, SourceConfig, Any], Source],
+) -> tuple[dict[Role, Source], dict[Role, Shards]]:
+    """Return the source of each role, of a stream its sample, and the shards of each stream.
+
+    Args:
+        settings: of the roles that have a source.
+        in_memory: data sets by role, which stand in for the config's.
+        kind_of: what the rows and tar samples of a stream become.
+        open_whole: opens a source that does not stream.
+
+    Raises:
+        UserError: a source is not as it has to be.
+    """
+    sources: dict[Role, Source] = {}
+    shards: dict[Role, Shards] = {}
+    for role, one in settings.items():
+        given = in_memory.get(role)
+        if one.streaming:
+            sources[role], shards[role] = streamed_source(role, one, kind_of(role, one), given)
+        else:
+            sources[role] = open_whole(role, one, given)
+    return sources, shards
 
 
 def streamed_source(

@@ -52,11 +52,20 @@ class Table:
     why_empty: str = ""
     """Where no image has a class: which file, for what reason, and the fix, if it is known."""
 
+    num_of: Mapping[str, int] | None = None
+    """Where these are a sample: images of each class among all that were read."""
+
     @cached_property
     def counts(self) -> dict[str, int]:
-        """Number of images of each class."""
+        """Number of images of each class; of a sample among all that were read."""
+        if self.num_of is not None:
+            return {name: self.num_of.get(name, 0) for name in self.classes}
+        return dict(zip(self.classes, self._count(), strict=True))
+
+    def _count(self) -> list[int]:
+        """Return the number of images of each class in the table."""
         counted = np.bincount(self.labels[self.labels >= 0], minlength=len(self.classes))
-        return {name: int(number) for name, number in zip(self.classes, counted, strict=True)}
+        return [int(number) for number in counted]
 
 
 @dataclass(frozen=True)
