@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from kswap.errors import Terminated, UserError, printable
 from kswap.options import DEMOS, parse
 from kswap.ranks import rank
-from kswap.signals import Interrupts
+from kswap.signals import Interrupts, end_with_parent
 
 if TYPE_CHECKING:
     from kswap.config import SwapConfig
@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         with Interrupts().installed():
+            end_with_parent()
             _dispatch(words)
             _flush()
         return 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -16,6 +16,8 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 
@@ -91,12 +93,26 @@ def _as_layers(value: object) -> object:
 _AS_LAYERS = BeforeValidator(_as_layers, json_schema_input_type=Layer | tuple[Layer, ...])
 
 
+def _types_in(annotation: object) -> list[object]:
+    """Return a type and all that it is made of."""
+    return [annotation, *(kind for part in get_args(annotation) for kind in _types_in(part))]
+
+
 class Frozen(BaseModel):
     """A section: frozen, without unknown keys, its docstrings the descriptions of its fields."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _switch_where_a_switch_is(cls, value: object, info: ValidationInfo) -> object:
+        """Pydantic would take `seed: true` as 1, which the schema refuses."""
+        kinds = _types_in(cls.model_fields[str(info.field_name)].annotation)
+        if isinstance(value, bool) and bool not in kinds and (int in kinds or float in kinds):
+            raise ValueError("this is a number, not a switch")
+        return value
 
 
 class ScenePaths(Frozen):

@@ -1,14 +1,25 @@
-"""SIGTERM: leave at once where nothing is lost, or at the end of the step while training."""
+"""SIGTERM: leave at once where nothing is lost, or at the end of the step while training.
+
+A process that was started by another of kswap (`kswap bench`) takes the end of that one for a
+SIGTERM: a parent that was killed outright cannot send one.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 
 from kswap.errors import Terminated
+
+PARENT = "KSWAP_PARENT"
+"""Environment: the process whose end is to end this one."""
+_LOOK_S = 1.0
+"""Between two looks at it."""
 
 
 class Interrupts:
@@ -52,3 +63,17 @@ class Interrupts:
             self.deferred = False
         if self.received:
             raise Terminated
+
+
+def end_with_parent() -> None:
+    """Send SIGTERM to this process once the parent that asked for it has ended."""
+    # Taken out, or children of this process would look for a parent that is not theirs.
+    said = os.environ.pop(PARENT, "")
+    if said.isdecimal():
+        threading.Thread(target=_watch, args=(int(said),), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_LOOK_S)
+    os.kill(os.getpid(), signal.SIGTERM)

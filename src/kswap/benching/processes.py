@@ -2,7 +2,8 @@
 
 Whatever ends the wait for them (SIGTERM, Ctrl-C, an error) ends them too: each gets SIGTERM, upon
 which a run saves its state at the end of its step, and is waited for. Children stay in the process
-group, so that a terminal's Ctrl-C and hang-up reach them as well.
+group, so that a terminal's Ctrl-C and hang-up reach them as well; and they look whether this
+process is still there, since SIGKILL leaves it no time to tell them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from kswap.benching.execution import Command, OnEnd, RunAll
+from kswap.signals import PARENT
 
 GRACE_S = 60.0
 """A child that has not ended so long after SIGTERM is killed, as it is at once when a second signal
@@ -149,7 +151,7 @@ def started(
     return subprocess.Popen(
         [sys.executable, *program, *words],
         cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        env={**os.environ, "OMP_NUM_THREADS": str(threads), PARENT: str(os.getpid())},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
