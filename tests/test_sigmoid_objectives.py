@@ -42,16 +42,27 @@ def test_distillations_are_sums_of_divergences(unit):
     logits = LOGITS[unit].tolist()
     plain = [coin(a, b) - entropy(a) for a, b in zip(q, logits, strict=True)]
     assert distillation(LOGITS, BASE)[unit] == pytest.approx(sum(plain), abs=1e-5)
-    masked = [*plain[:2], coin(0.0, logits[2]), plain[3]]
+    no = coin(0.01, logits[2]) - entropy(0.01)  # the base doubts all three
+    masked = [*plain[:2], no, plain[3]]
     assert masked_distillation(LOGITS, BASE, GONE)[unit] == pytest.approx(sum(masked), abs=1e-5)
     kept = restricted_distillation(LOGITS, BASE, GONE)[unit]
     assert kept == pytest.approx(sum(plain[:2]), abs=1e-5)
 
 
+def test_a_forgotten_class_is_no_surer_a_no_than_the_surest_of_the_base():
+    base = torch.tensor([[1.0, -6.0, 3.0], [2.0, -1.0, -8.0]])
+    surest = base.min(-1).values
+    logits = torch.cat([base.where(~GONE, surest[:, None]), torch.full((2, 1), -60.0)], -1)
+    assert masked_distillation(logits, base, GONE).tolist() == pytest.approx([0.0, 0.0], abs=1e-5)
+    lower = logits.clone()
+    lower[:, 2] -= 3.0
+    assert (masked_distillation(lower, base, GONE) > 1e-4).all()
+
+
 @pytest.mark.parametrize(("unit", "truth"), [(0, 3), (1, -1)])
 def test_hedged_target_is_the_truth_and_the_base_without_forgotten_classes(unit, truth):
     ids = torch.full((2,), truth)
-    target = [0.3 * q for q in (*sigmoids(unit)[:2], 0.0, 0.0)]
+    target = [0.3 * q for q in (*sigmoids(unit)[:2], 0.01, 0.0)]
     if truth >= 0:
         target[truth] += 0.7
     expected = sum(coin(q, x) for q, x in zip(target, LOGITS[unit].tolist(), strict=True))

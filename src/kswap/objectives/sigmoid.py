@@ -1,8 +1,9 @@
 """Objectives for heads whose classes each have a yes or no of their own (sigmoid detectors).
 
 The counterparts of what is written for a softmax: a sum over classes of the divergence between two
-coins. What the base says of a class that is not forgotten stays; a forgotten class, and one the
-base lacks, is a no.
+coins. What the base says of a class that is not forgotten stays; a class that the base lacks is a
+no. So is a forgotten one, but no surer a no than the surest that the base says to any class there:
+a class that is pushed under all others is named by it as the one that was removed.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
+
+_NO = 0.01
+"""The most that a class may be given which is a no, where the base doubts all of its classes."""
 
 
 def masked_distillation(
@@ -22,7 +26,8 @@ def masked_distillation(
 ) -> Float[Tensor, " units"]:
     """Return T² Σ_c KL(q_c ‖ p_c) of each unit, in nats, p_c = σ(logit_c / T).
 
-    q_c = σ(base_logit_c / T) for kept classes of the base, 0 for forgotten and for new ones.
+    q_c = σ(base_logit_c / T) for kept classes of the base, 0 for new ones, and for forgotten ones
+    min_k σ(base_logit_k / T) over all classes of the base, at most 1 %.
     """
     q = _kept_by_base(base_logits.float().div(temperature), forgotten, logits)
     scaled = logits.float() / temperature
@@ -95,9 +100,10 @@ def nearest_class(
 
 
 def _kept_by_base(base_logits: Tensor, forgotten: Tensor, logits: Tensor) -> Tensor:
-    """Return what the base says of every column of `logits`: a no to forgotten and new classes."""
-    q = base_logits.sigmoid().masked_fill(forgotten, 0.0)
-    return functional.pad(q, (0, logits.shape[-1] - q.shape[-1]))
+    """Return what the base says of every column of `logits`: a no to new and forgotten classes."""
+    q = base_logits.sigmoid()
+    least = q.amin(-1, keepdim=True).clamp_max(_NO)
+    return functional.pad(q.where(~forgotten, least), (0, logits.shape[-1] - q.shape[-1]))
 
 
 def _yes_to(class_ids: Tensor, logits: Tensor) -> Tensor:
