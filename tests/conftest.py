@@ -131,3 +131,13 @@ def finished_run(run_of_values: Path, values: dict[str, Any], tmp_path: Path) ->
     yield run_of_values
     shutil.rmtree(run_of_values)
     shutil.move(kept, run_of_values)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let runs draw no figures and no page: half their time, where a test asks about neither.
+
+    A drawing that failed would be a note here, no failure; tests of reports look at what is drawn.
+    """
+    for draw in ("draw_figures", "write_report"):
+        monkeypatch.setattr(f"kswap.running.saving.{draw}", lambda *_: None)
