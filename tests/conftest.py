@@ -4,6 +4,8 @@ seconds."""
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,16 +89,55 @@ def new_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_colours(tmp_path_factory.mktemp("new") / "images", NEW, count=12)
 
 
-@pytest.fixture
-def values(base_dir: Path, old_images: Path, new_images: Path, tmp_path: Path) -> dict[str, Any]:
-    """A config that learns yellow and magenta, forgets red and retains the rest."""
+def tiny_values(base_dir: Path, old_images: Path, new_images: Path, output: Path) -> dict[str, Any]:
+    """Return a config that learns yellow and magenta, forgets red and retains the rest."""
     stage = {"epochs": 5.0, "max_steps": 6, "optimiser": {"lr": 1e-2}}
     return {
         "model": str(base_dir),
         "learn": {"data": str(new_images)},
         "forget": {"data": str(old_images), "classes": ["red"]},
         "retain": {"data": str(old_images)},
-        "output": str(tmp_path / "run"),
+        "output": str(output),
         "stages": {kind: {"min_steps": 1, **stage} for kind in ("learn", "forget", "joint")},
         "training": {"checkpoint_steps": 2, "device": "cpu"},
     }
+
+
+@pytest.fixture
+def values(base_dir: Path, old_images: Path, new_images: Path, tmp_path: Path) -> dict[str, Any]:
+    """A config of `tiny_values` whose run folder is not there yet."""
+    return tiny_values(base_dir, old_images, new_images, tmp_path / "run")
+
+
+@pytest.fixture(scope="session")
+def run_of_values(
+    base_dir: Path, old_images: Path, new_images: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """What the run of `values` leaves, to be read; `finished_run` is for tests that change it."""
+    import kswap
+    from kswap.config import SwapConfig
+
+    output = tmp_path_factory.mktemp("values") / "run"
+    return kswap.swap(
+        SwapConfig.from_mapping(tiny_values(base_dir, old_images, new_images, output))
+    ).run_dir
+
+
+@pytest.fixture
+def finished_run(run_of_values: Path, values: dict[str, Any], tmp_path: Path) -> Iterator[Path]:
+    """The run of `values`, finished; what a test changes of it is put right behind the test."""
+    kept = shutil.copytree(run_of_values, tmp_path / "kept")
+    values["output"] = str(run_of_values)  # a run belongs to its path
+    yield run_of_values
+    shutil.rmtree(run_of_values)
+    shutil.move(kept, run_of_values)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let runs draw no figures and no page: half their time, where a test asks about neither.
+
+    A drawing that failed would be a note here, no failure; tests of reports look at what is drawn.
+    """
+    for draw in ("draw_figures", "write_report"):
+        monkeypatch.setattr(f"kswap.running.saving.{draw}", lambda *_: None)

@@ -49,10 +49,8 @@ def command(values: dict, folder: Path) -> list[str]:
 
 
 @pytest.fixture
-def undisturbed(values, tmp_path):
-    values["output"] = str(tmp_path / "undisturbed")
-    kswap.swap(SwapConfig.from_mapping(values))
-    return outcome(tmp_path / "undisturbed")
+def undisturbed(run_of_values):
+    return outcome(run_of_values)
 
 
 class Killed(BaseException):
@@ -191,8 +189,7 @@ def test_two_runs_into_one_folder_the_second_is_refused(values):
     kswap.swap(config)  # the lock is gone with its owner
 
 
-def test_a_changed_config_is_refused_and_the_field_named(values):
-    kswap.swap(SwapConfig.from_mapping(values))
+def test_a_changed_config_is_refused_and_the_field_named(values, finished_run):
     values["stages"]["learn"]["epochs"] = 2
     with pytest.raises(
         UserError, match=r"another config: stages\.learn\.epochs was 5\.0, now 2\.0"
@@ -256,43 +253,38 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(v
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"\xff\0", b"{}"])
 @pytest.mark.parametrize("name", ["config.yaml", "results.json"])
-def test_a_damaged_run_folder_is_one_line(values, name, content):
-    config = SwapConfig.from_mapping(values)
-    folder = kswap.swap(config).run_dir
-    (folder / name).write_bytes(content)
+def test_a_damaged_run_folder_is_one_line(values, finished_run, name, content):
+    (finished_run / name).write_bytes(content)
     with pytest.raises(UserError, match=r"another folder|run the same swap again|is damaged"):
-        kswap.swap(config)
+        kswap.swap(SwapConfig.from_mapping(values))
 
 
-def test_a_damaged_value_in_the_config_of_a_finished_run_is_not_another_config(values):
-    config = SwapConfig.from_mapping(values)
-    path = kswap.swap(config).run_dir / "config.yaml"
+def test_a_damaged_value_in_the_config_of_a_finished_run_is_not_another_config(
+    values, finished_run
+):
+    path = finished_run / "config.yaml"
     path.write_text(path.read_text().replace("cross_entropy", "cross_enpropy", 1))
     with pytest.raises(UserError, match=r"config\.yaml: is damaged"):
-        kswap.swap(config)
+        kswap.swap(SwapConfig.from_mapping(values))
 
 
-def test_what_is_lost_of_a_finished_run_is_saved_again(values):
-    config = SwapConfig.from_mapping(values)
-    folder = kswap.swap(config).run_dir
-    before = outcome(folder)
+def test_what_is_lost_of_a_finished_run_is_saved_again(values, finished_run):
+    before = outcome(finished_run)
     for name in ("model", "adapter"):
-        shutil.rmtree(folder / name)
-        kswap.swap(config)
-        assert outcome(folder) == before
+        shutil.rmtree(finished_run / name)
+        kswap.swap(SwapConfig.from_mapping(values))
+        assert outcome(finished_run) == before
 
 
-def test_what_a_killed_process_did_not_rename_is_removed(values):
-    folder = kswap.swap(SwapConfig.from_mapping(values)).run_dir
+def test_what_a_killed_process_did_not_rename_is_removed(values, finished_run):
     for name in (".manifest.json.tmp", ".results.json.tmp", "arrays/.examples.json.tmp"):
-        (folder / name).write_text("half")
+        (finished_run / name).write_text("half")
     kswap.swap(SwapConfig.from_mapping(values))
-    assert not list(folder.rglob(".*"))
+    assert not list(finished_run.rglob(".*"))
 
 
-def test_checkpoints_without_their_config_are_not_gone_on_from(values):
-    folder = kswap.swap(SwapConfig.from_mapping(values)).run_dir
-    (folder / "config.yaml").unlink()
-    (folder / "results.json").unlink()
+def test_checkpoints_without_their_config_are_not_gone_on_from(values, finished_run):
+    (finished_run / "config.yaml").unlink()
+    (finished_run / "results.json").unlink()
     with pytest.raises(UserError, match=r"checkpoints of a run whose config\.yaml is gone"):
         kswap.swap(SwapConfig.from_mapping({**values, "seed": 5}))

@@ -14,6 +14,8 @@ from kswap.models import adapter, head, structure
 from kswap.settings import AdapterConfig
 from kswap.tasks import Examples, find
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 MODELS = {
     "rt-detr": ("detection", DETECTORS["rt-detr"]),
     "detr": ("detection", DETECTORS["detr"]),

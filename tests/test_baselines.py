@@ -24,6 +24,8 @@ from kswap.objectives.baselines import (
 from kswap.objectives.consolidation import consolidation
 from kswap.training.preparing import salient
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture
 def logits():

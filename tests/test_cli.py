@@ -417,12 +417,10 @@ def test_run_evaluate_predict_export(values, tmp_path, capsys, old_images, new_i
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(": ")[0] for line in lines] == images
     assert all(line.count("%") == 2 for line in lines)
-    assert (
-        main(["export", folder, "--to", str(tmp_path / "out"), "--onnx", "--drop-forgotten"]) == 0
-    )
+    assert main(["export", folder, "--to", str(tmp_path / "out"), "--drop-forgotten"]) == 0
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert list(config["id2label"].values()) == [*OLD[1:], *NEW]
-    assert (tmp_path / "out/model.onnx").exists()
+    assert not (tmp_path / "out/model.onnx").exists()  # was not asked for
     assert "exists" in refused(["export", folder, "--to", str(tmp_path / "out")], capsys)
 
 

@@ -136,6 +136,7 @@ def test_where_the_rank_suffices_the_layers_are_dampened_as_the_equation_says(va
     assert (Path(values["output"]) / "report.html").is_file()  # of a run without a step
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_importances_are_mean_squared_gradients_of_single_images(values, monkeypatch):
     """Of the weights with what the stage before has left in the adapter, against autograd."""
     values["adapter"] = {"rank": 4}
@@ -190,6 +191,7 @@ def test_a_stage_that_learns_is_not_dampening(values):
         kswap.swap(SwapConfig.from_mapping({**values, "order": "J"}))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_it_is_the_same_again_and_other_stages_follow(values):
     values["order"] = "FL"
     one, two = (swap(values, name, dampening={"selection": 2.0}) for name in ("one", "two"))
@@ -198,6 +200,7 @@ def test_it_is_the_same_again_and_other_stages_follow(values):
     assert [stage["name"] for stage in one[0]["stages"]] == ["base", "1-forget", "2-learn"]
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("task", ["segmentation", "detection"])
 def test_scenes_are_dampened_by_the_losses_of_their_roles(task, tmp_path):
     values = tiny_run(task, tmp_path, order="F")

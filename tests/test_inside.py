@@ -33,6 +33,8 @@ from kswap.training.informing import Asked, asked, bank_of, check_bank
 from kswap.training.loop import compute_terms
 from kswap.training.teaching import teach
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 FAMILIES = {
     **{
         name: ("detection", DETECTORS[name])

@@ -18,6 +18,7 @@ from kswap.demo import demo_config, write_scenes
 from kswap.tasks.criteria import outputs_only
 
 pytestmark = [
+    pytest.mark.usefixtures("undrawn"),
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),
 ]

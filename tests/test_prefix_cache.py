@@ -15,6 +15,8 @@ from kswap.errors import UserError
 from kswap.models.prefix import Prefix
 from kswap.training.depth import blocks_needed
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def run(task, folder, *, depth="last-1", order="LF", notes=None, **more):
     values = tiny_run(task, folder, order=order)

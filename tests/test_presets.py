@@ -19,6 +19,8 @@ from kswap.models.structure import find_ffn_blocks
 from kswap.presets import PRESETS
 from kswap.training.informing import some_of_each
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 LOOKING = {
     "spread": {"roles": ["forget"], "objective": "dispersion", "layers": ["head", 0.5, 1.0]},
     "like": {"roles": ["forget"], "objective": "impersonation", "layers": ["all"]},

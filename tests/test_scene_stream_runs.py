@@ -17,6 +17,8 @@ import kswap
 from kswap.config import SwapConfig
 from kswap.training import loop
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SCENES = ("segmentation", "detection")
 
 

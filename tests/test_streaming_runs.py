@@ -28,6 +28,8 @@ from kswap.training.checkpoint import load_checkpoint
 from kswap.training.events import EventLog
 from kswap.training.sharing import shares, steps_in_a_pass
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 class KilledError(Exception):
     """As if the process had ended."""

@@ -22,6 +22,8 @@ from kswap.training.loop import set_modes, step_seed
 from kswap.training.optimiser import learning_rate
 from kswap.training.recomputing import check_checkpointing, enable_checkpointing
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def adapter_of(values: dict, name: str, **changes) -> dict[str, torch.Tensor]:
     """Run a swap with some values changed and return what it trained."""

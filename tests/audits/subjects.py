@@ -8,6 +8,7 @@ numbers lets a network remember its training vectors.
 
 from __future__ import annotations
 
+import copy
 import functools
 from typing import Any
 
@@ -44,7 +45,12 @@ def vectors(class_id: int, split: str) -> np.ndarray:
 
 
 def network(classes: tuple[int, ...], *, seed: int, steps: int = 250) -> nn.Sequential:
-    """Train on the train vectors of `classes` until it knows them by heart."""
+    """Return a network trained on the train vectors of `classes` until it knows them by heart."""
+    return copy.deepcopy(_network(classes, seed, steps))
+
+
+@functools.cache
+def _network(classes: tuple[int, ...], seed: int, steps: int) -> nn.Sequential:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = nn.Sequential(

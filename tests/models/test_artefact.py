@@ -171,7 +171,8 @@ print("same")
 """
 
 
-@pytest.mark.parametrize("family", ["vit", pytest.param("swin", marks=pytest.mark.slow)])
+@pytest.mark.slow  # test_swap.py does the same with what a whole run leaves
+@pytest.mark.parametrize("family", ["vit", "swin"])
 def test_a_process_without_kswap_reads_both(family, built, tmp_path):
     """The recipe of the README is executed as it stands, and the pipeline names the right
     classes."""

@@ -11,6 +11,7 @@ itself.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from kswap.audits.features import BEFORE_HEAD
 from kswap.audits.findings import Cell, Curve, Finding, Interval, Table, missing, not_available
@@ -220,11 +221,17 @@ def fit(x: Matrix, y: Labels, regularisation: float) -> LogisticRegression:
     """Fit a multinomial logistic regression; where it stops short is near enough for a probe."""
     # One thread of BLAS: matrices of a probe are small, and threads that wait for each other took
     # three times the processor's time, and no less by the clock (LOG.md, 2026-11-26).
-    with warnings.catch_warnings(), threadpool_limits(1, user_api="blas"):
+    with warnings.catch_warnings(), _threads().limit(limits=1, user_api="blas"):
         warnings.simplefilter("ignore", ConvergenceWarning)
         return LogisticRegression(
             C=regularisation, class_weight="balanced", max_iter=60, tol=1e-3
         ).fit(x, y)
+
+
+@functools.cache
+def _threads() -> ThreadpoolController:
+    """Return what sets BLAS's threads: made once, as each making searches all loaded libraries."""
+    return ThreadpoolController()
 
 
 def balanced(answers: Labels, truth: Labels) -> float:

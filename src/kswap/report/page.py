@@ -6,11 +6,12 @@ forbids scripts and anything from elsewhere.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template, UndefinedError
 from markupsafe import Markup
 
 from kswap.errors import UserError
@@ -78,6 +79,15 @@ def write_report(run_dir: Path, results: Mapping[str, Any]) -> Path:
 
 def render(run_dir: Path, results: Mapping[str, Any]) -> str:
     """Return the page."""
+    record = read_record(run_dir, results)
+    context = context_of(record, base_name=shown_base(results))
+    template, style = _template()
+    return template.render(**context, style=style)
+
+
+@functools.cache
+def _template() -> tuple[Template, Markup]:
+    """Return the page's template and its style: compiled once, for all runs of a process."""
     environment = Environment(
         loader=PackageLoader("kswap.report"),
         autoescape=True,
@@ -88,10 +98,7 @@ def render(run_dir: Path, results: Mapping[str, Any]) -> str:
     environment.filters |= {"percent": _percent, "points": _points, "number": _number}
     environment.tests["spread"] = lambda cell: isinstance(cell, Mapping)
     source, _, _ = PackageLoader("kswap.report").get_source(environment, "report.css")
-    record = read_record(run_dir, results)
-    context = context_of(record, base_name=shown_base(results))
-    style = Markup(source)
-    return environment.get_template("report.html.j2").render(**context, style=style)
+    return environment.get_template("report.html.j2"), Markup(source)
 
 
 def _percent(share: float | None, digits: int = 1) -> str:
