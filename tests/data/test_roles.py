@@ -141,6 +141,12 @@ REFUSED = {
         roles(forget=None),
         "forget: class of .*: 'horse' is not a class of the model",
     ),
+    "learn-unlike": (roles(learn=["xyz"]), "'xyz' has no images in .*; name one of 'cat', 'dog', "),
+    "forget-unlike": (roles(forget=["bird"]), "'bird' has no images in .*; name one of 'cat', "),
+    "rename-unlike": (
+        roles(forget=["cat"], rename={"xyz": "dog"}),
+        "has no class 'xyz'; name one of 'cat', 'dog', ",
+    ),
     "forget-without-images": (roles(forget=["bird"]), "forget.classes: 'bird' has no images in"),
     "forget-synonyms": (
         roles(forget=["tench", "Tinca tinca"]),
