@@ -116,7 +116,10 @@ def test_ambiguous_classes_of_a_source_are_left_out_of_retain(
         id2label={0: "cat", 1: "dog, hound", 2: "dog, puppy", 3: "frog"},
     )
     assert set(data.sets["retain"]["train"].class_ids.tolist()) == {3}
-    assert "cat, dog, horse, ship" in " ".join(data.notes)
+    notes = " ".join(data.notes)
+    assert "cat, dog, horse, ship" in notes
+    assert "retain: dog of " in notes
+    assert "fits more than one class of the model; say which with retain.rename" in notes
 
 
 def roles(**given: Any) -> dict[str, Any]:

@@ -279,10 +279,13 @@ def _select(
 ) -> None:
     """Keep the source's classes that mean one of `class_ids`; each of `must_have` needs one."""
     of_source = {}
+    ambiguous = []
     for name, new in renamed.items():
         found = model.find(new)
         if len(found) == 1 and found[0] in class_ids:
             of_source[name] = found[0]
+        elif len(found) > 1 and set(found) & set(class_ids):
+            ambiguous.append(new)
     for class_id, name in must_have.items():
         if class_id not in of_source.values():
             hint = (
@@ -295,6 +298,12 @@ def _select(
                 f"{instead(name, renamed)}"
             )
     roles.of_source[role] = of_source
+    if ambiguous:
+        roles.notes.append(
+            f"{role}: {listed(ambiguous)} of {source.where} left out, each fits more than one "
+            f"class of the model; say which with {role}.rename, or give these different labels in "
+            "the model's config.json"
+        )
     _note_ignored(roles, role, source)
 
 
