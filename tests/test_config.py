@@ -159,7 +159,18 @@ def test_a_copy_with_other_values_keeps_them_whatever_the_task_brings():
             "preset: 'best' is not a preset; take one of default, paper, retain-free",
         ),
         ({"preset": ["default"]}, "preset: ['default'] is not a preset"),
-        ({"learn": "data/birds"}, "learn: 'data/birds' is not allowed"),
+        ({"learn": "data/birds"}, "learn: 'data/birds' is not allowed: this is a section, keys"),
+        ({"retain": {"data": ["a"]}}, "retain.data: ['a'] is not allowed: this is one text;"),
+        (
+            {"forget": {"data": "b", "classes": {"a": 1}}},
+            "forget.classes: {'a': 1} is not allowed: this is a list, such as [a, b]",
+        ),
+        (
+            {"retain": {"data": "b", "rename": ["a"]}},
+            "retain.rename: ['a'] is not allowed: this is a section, keys",
+        ),
+        ({"head": None}, "head: None is not allowed: this is a section, keys"),
+        ({"output": 3}, "output: 3 is not allowed: this is a path: put numbers"),
         (
             {"learn": {"data": "a", "classes": "fox"}},
             "learn.classes: 'fox' is not allowed: it is a word, not a list; write [fox]",
