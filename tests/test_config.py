@@ -131,6 +131,11 @@ def test_a_copy_with_other_values_keeps_them_whatever_the_task_brings():
         ({"order": None}, "order: None is not allowed"),
         ({"seed": "many"}, "seed: 'many' is not allowed"),
         ({"seed": -1}, "seed: -1 is not allowed"),
+        ({"seed": True}, "seed: True is not allowed: this is a number, not true or false"),
+        (
+            {"stages": {"learn": {"epochs": True}}},
+            "stages.learn.epochs: True is not allowed: this is a number",
+        ),
         ({"adapter": {"rank": 0}}, "adapter.rank: 0 is not allowed"),
         ({"adapter": {"scale": 0}}, "adapter.scale: 0 is not allowed"),
         ({"retain": {"data": "b", "fraction": 0}}, "retain.fraction: 0 is not allowed"),

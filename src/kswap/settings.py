@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -16,6 +16,8 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
+    ValidatorFunctionWrapHandler,
+    field_validator,
     model_validator,
 )
 
@@ -97,6 +99,15 @@ class Frozen(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
     )
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _truth_is_no_number(cls, value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+        """Refuse yes, no, true and false where a number is wanted, for which Python takes them."""
+        checked = check(value)
+        if isinstance(value, bool) and not isinstance(checked, bool):
+            raise ValueError("this is a number, not true or false")
+        return checked
 
 
 class ScenePaths(Frozen):
