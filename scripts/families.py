@@ -29,7 +29,9 @@ _REFUSED = """\
 
 | family | why |
 |---|---|
-| ResNet, PoolFormer, SwiftFormer | no feed-forward network of linears |
+| ResNet, PoolFormer, SwiftFormer, MobileViTV2 and their like | no feed-forward network of linears |
+| SigLIP 2 with images of any shape (NaFlex) | its image processor gives patches, not images |
+| VidEoMT | takes videos |
 | OneFormer, DETR for panoptic segmentation | need a text, or answer panoptic questions |
 | models whose loss is none of those in `tasks/criteria` | it cannot be split by class |
 
@@ -37,6 +39,10 @@ RF-DETR's own image processor needs torchvision (`pip install torchvision`), and
 classifiers (`TimmWrapperForImageClassification`, `pip install timm`); ViT, DeiT, CaiT, BEiT,
 EVA-02, Swin, MLP-Mixer and ResMLP of timm were tried.
 """
+
+
+_NOT_SWAPPED = ("siglip2",)
+"""Blocks and heads are found, but its inputs are no images."""
 
 
 def families_page() -> str:
@@ -54,6 +60,8 @@ def families_page() -> str:
     parts.append("| family | blocks | linears of each block (in → out) | heads |")
     parts.append("|---|---|---|---|")
     for family, networks in EXPECTED_FFN.items():
+        if family in _NOT_SWAPPED:
+            continue
         names = ", ".join(f"`{name}`" for name in EXPECTED_HEADS.get(family, ("classifier",)))
         parts.append(f"| {family} | {len(networks)} | {_linears(networks)} | {names} |")
     return "\n".join([*parts, "", _REFUSED])

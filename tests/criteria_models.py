@@ -111,6 +111,24 @@ def rt_detr(model: Any, config: Any, **values: Any) -> Any:
     return build(model, config(backbone_config=backbone, **{**RT, **values}))
 
 
+def tipsv2() -> Any:
+    """Its head is a linear that reads a map with the channels last."""
+    backbone = hf.Tipsv2VisionConfig(
+        **{key: value for key, value in VIT.items() if key != "intermediate_size"},
+        mlp_ratio=2,
+        out_indices=[1, 2, 3, 4],
+        apply_layernorm=True,
+        reshape_hidden_states=False,
+    )
+    config = hf.Tipsv2DptConfig(
+        backbone_config=backbone, neck_hidden_sizes=[8, 8, 8, 8], fusion_hidden_size=16
+    )
+    model = build(hf.Tipsv2DptForSemanticSegmentation, config)
+    # It starts with convolutions whose answers are in the hundreds.
+    model.decoder.head.weight.data /= 1000
+    return model
+
+
 def maskformer(**values: Any) -> Any:
     decoder = hf.DetrConfig(backbone_config=resnet("stage4"), **DETR)
     config = hf.MaskFormerConfig(
@@ -281,4 +299,13 @@ PER_PIXEL: dict[str, Callable[[], Any]] = {
             fusion_hidden_size=16,
         ),
     ),
+    "sapiens2": lambda: build(
+        hf.Sapiens2ForSemanticSegmentation,
+        hf.Sapiens2Config(
+            **{**VIT, "image_size": [SIDE, SIDE]},
+            num_key_value_heads_per_layer=[4] * 4,
+            head_config={"upsample_out_channels": [16], "conv_out_channels": [16]},
+        ),
+    ),
+    "tipsv2": tipsv2,
 }

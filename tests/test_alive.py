@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from dying import die_after
+from tiny_runs import tiny_run
 
 import kswap
 from kswap.config import SwapConfig
@@ -108,6 +110,22 @@ def test_a_run_that_dies_at_any_step_ends_bit_equal(
     calls["left"] = -1
     kswap.swap(SwapConfig.from_mapping(values))
     assert outcome(tmp_path / "killed") == undisturbed
+
+
+@pytest.mark.parametrize("detector", ["lw-detr", "d-fine"])
+def test_heads_that_no_gradient_reaches_do_not_keep_a_run_from_going_on(
+    detector, tmp_path, monkeypatch
+):
+    values = tiny_run("detection", tmp_path, order="L", detector=detector)
+    kswap.swap(SwapConfig.from_mapping(values))
+    expected = outcome(Path(values["output"]))
+    values["output"] = str(tmp_path / "killed")
+    with monkeypatch.context() as patch:
+        die_after(patch, 2, Killed)  # the state after the first step is saved
+        with pytest.raises(Killed):
+            kswap.swap(SwapConfig.from_mapping(values))
+    assert kswap.swap(SwapConfig.from_mapping(values)).resumed
+    assert outcome(tmp_path / "killed") == expected
 
 
 @pytest.mark.parametrize(

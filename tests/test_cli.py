@@ -424,6 +424,11 @@ def test_run_evaluate_predict_export(values, tmp_path, capsys, old_images, new_i
     assert "exists" in refused(["export", folder, "--to", str(tmp_path / "out")], capsys)
 
 
+def test_the_command_to_try_can_be_pasted(values, tmp_path, capsys):
+    assert main(run(values, tmp_path, "--output", str(tmp_path / "birds for #1"))) == 0
+    assert f"try: kswap predict '{tmp_path}/birds for #1' IMAGE" in capsys.readouterr().out
+
+
 def test_what_no_stage_forgets_is_not_said_to_be_forgotten(values, tmp_path, capsys):
     assert main(run(values, tmp_path, "--order", "L")) == 0
     said = capsys.readouterr()

@@ -24,11 +24,13 @@ TASKS = ("classification", "segmentation", "detection")
 _PLACES = ((4, 6, 28, 40), (36, 10, 60, 56))
 
 
-def tiny_run(task: str, folder: Path, *, order: str = "LF") -> dict[str, Any]:
+def tiny_run(
+    task: str, folder: Path, *, order: str = "LF", detector: str = "rt-detr"
+) -> dict[str, Any]:
     """Write model and data below `folder`; return the values of a config that swaps them."""
     stage = {"max_steps": 2, "min_steps": 1}
     return {
-        "model": str(_base(task, folder / "base")),
+        "model": str(_base(task, folder / "base", detector)),
         "learn": {"data": _source(task, folder / "new", (NEW, "ship")), "classes": [NEW]},
         "forget": {"data": _source(task, folder / "old", OLD), "classes": [SCRIPT]},
         "retain": {"data": _source(task, folder / "old", OLD)},
@@ -39,7 +41,7 @@ def tiny_run(task: str, folder: Path, *, order: str = "LF") -> dict[str, Any]:
     }
 
 
-def _base(task: str, folder: Path) -> Path:
+def _base(task: str, folder: Path, detector: str) -> Path:
     import transformers as hf
 
     labels = dict(enumerate(OLD))
@@ -49,7 +51,7 @@ def _base(task: str, folder: Path) -> Path:
         model = PER_PIXEL["segformer"]()
         processor = hf.SegformerImageProcessorPil(size={"height": SIDE, "width": SIDE})
     else:
-        model = DETECTORS["rt-detr"]()
+        model = DETECTORS[detector]()
         processor = hf.RTDetrImageProcessorPil(size={"height": SIDE, "width": SIDE})
     if task != "classification":
         config = model.config

@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import io
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -137,7 +138,8 @@ def _swap(config: SwapConfig) -> SwapResult:
         f"{seconds:.0f} s; the model is in {run_dir / 'model'}, all numbers in "
         f"{run_dir / 'results.json'},"
     )
-    _print(f"the model card in {run_dir / 'README.md'}; try: kswap predict {run_dir} IMAGE")
+    quoted = shlex.quote(str(run_dir))  # to be pasted
+    _print(f"the model card in {run_dir / 'README.md'}; try: kswap predict {quoted} IMAGE")
     _print(f"what happened, with pictures: {run_dir / 'report.html'} and {run_dir / 'figures'}")
     return result
 

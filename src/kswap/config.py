@@ -246,6 +246,18 @@ _RULES = {
 """Pattern of a key -> its rule in words, where pydantic would show a regular expression."""
 
 
+_KINDS_OF_VALUES = {
+    "string_type": "this is one text",
+    "path_type": "this is a path: put numbers, yes, no, true and false in quotes",
+    "tuple_type": "this is a list, such as [a, b]",
+    **dict.fromkeys(
+        ("dict_type", "model_type", "model_attributes_type"),
+        "this is a section, keys and their values, such as {KEY: VALUE}",
+    ),
+}
+"""Problem -> what the key takes, where pydantic would name classes of Python."""
+
+
 def describe(error: ValidationError, preset: Mapping[str, Any]) -> str:
     """Return one line for the first problem of an error: the key, the value, the rule, the fix.
 
@@ -279,6 +291,8 @@ def describe(error: ValidationError, preset: Mapping[str, Any]) -> str:
         return f"{where}: {message}{more}"  # a section's own rules name the value in it
     if problem["type"] == "string_type" and not isinstance(problem["input"], list | dict | None):
         message = "this is a text: put numbers, dates, yes, no, true and false in quotes"
+    else:
+        message = _KINDS_OF_VALUES.get(problem["type"], message)
     message = next((rule for key, rule in _RULES.items() if re.fullmatch(key, where)), message)
     shown = one_line(repr(problem["input"]))
     return f"{where}: {shown} is not allowed: {message}; correct it (see `kswap schema`){more}"

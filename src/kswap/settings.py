@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -16,7 +16,7 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
-    ValidationInfo,
+    ValidatorFunctionWrapHandler,
     field_validator,
     model_validator,
 )
@@ -93,11 +93,6 @@ def _as_layers(value: object) -> object:
 _AS_LAYERS = BeforeValidator(_as_layers, json_schema_input_type=Layer | tuple[Layer, ...])
 
 
-def _types_in(annotation: object) -> list[object]:
-    """Return a type and all that it is made of."""
-    return [annotation, *(kind for part in get_args(annotation) for kind in _types_in(part))]
-
-
 class Frozen(BaseModel):
     """A section: frozen, without unknown keys, its docstrings the descriptions of its fields."""
 
@@ -105,14 +100,14 @@ class Frozen(BaseModel):
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
     )
 
-    @field_validator("*", mode="before")
+    @field_validator("*", mode="wrap")
     @classmethod
-    def _switch_where_a_switch_is(cls, value: object, info: ValidationInfo) -> object:
-        """Pydantic would take `seed: true` as 1, which the schema refuses."""
-        kinds = _types_in(cls.model_fields[str(info.field_name)].annotation)
-        if isinstance(value, bool) and bool not in kinds and (int in kinds or float in kinds):
-            raise ValueError("this is a number, not a switch")
-        return value
+    def _truth_is_no_number(cls, value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+        """Refuse yes, no, true and false where a number is wanted, for which Python takes them."""
+        checked = check(value)
+        if isinstance(value, bool) and not isinstance(checked, bool):
+            raise ValueError("this is a number, not true or false")
+        return checked
 
 
 class ScenePaths(Frozen):

@@ -110,6 +110,9 @@ def test_layers_are_told_from_a_map_by_the_head_where_shapes_are_alike():
     assert torch.equal(tokens, given.permute(0, 2, 3, 1).reshape(3, 9, 3))
     assert grid == (3, 3)
     assert read_by_head(linear, given, (3, 4)) is None  # of other places than the queries
+    tokens, grid = read_by_head(linear, given, ())  # of every pixel
+    assert torch.equal(tokens, given.reshape(3, 9, 3))
+    assert grid == (3, 3)
 
 
 def test_two_units_of_an_image_are_pooled_apart():

@@ -120,3 +120,8 @@ def test_a_processor_that_fails_is_a_users_error() -> None:
     with pytest.raises(UserError, match=r"processor Broken: cannot process an RGB image") as error:
         Fitter(Broken())
     assert "\n" not in str(error.value)
+
+
+def test_a_processor_of_patches_is_refused() -> None:
+    with pytest.raises(UserError, match=r"\(16, 192\) for one image; kswap needs \(3, height, wid"):
+        Fitter(transformers.Siglip2ImageProcessorPil(patch_size=8, max_num_patches=16))

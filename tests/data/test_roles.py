@@ -116,7 +116,10 @@ def test_ambiguous_classes_of_a_source_are_left_out_of_retain(
         id2label={0: "cat", 1: "dog, hound", 2: "dog, puppy", 3: "frog"},
     )
     assert set(data.sets["retain"]["train"].class_ids.tolist()) == {3}
-    assert "cat, dog, horse, ship" in " ".join(data.notes)
+    notes = " ".join(data.notes)
+    assert "cat, dog, horse, ship" in notes
+    assert "retain: dog of " in notes
+    assert "fits more than one class of the model; say which with retain.rename" in notes
 
 
 def roles(**given: Any) -> dict[str, Any]:
@@ -140,6 +143,12 @@ REFUSED = {
     "forget-unknown-implicitly": (
         roles(forget=None),
         "forget: class of .*: 'horse' is not a class of the model",
+    ),
+    "learn-unlike": (roles(learn=["xyz"]), "'xyz' has no images in .*; name one of 'cat', 'dog', "),
+    "forget-unlike": (roles(forget=["bird"]), "'bird' has no images in .*; name one of 'cat', "),
+    "rename-unlike": (
+        roles(forget=["cat"], rename={"xyz": "dog"}),
+        "has no class 'xyz'; name one of 'cat', 'dog', ",
     ),
     "forget-without-images": (roles(forget=["bird"]), "forget.classes: 'bird' has no images in"),
     "forget-synonyms": (

@@ -434,6 +434,19 @@ def test_every_layout_of_boxes_gives_the_same(
     assert same_boxes(build_boxes(**layout(tmp_path / "other")), expected)
 
 
+@pytest.mark.parametrize("start", ["images/", "./images/", "images\\"])
+def test_file_names_of_coco_may_begin_with_the_folder_of_images(
+    start: str, tmp_path: Path, build_boxes: Build
+) -> None:
+    expected = build_boxes(**swap(str(write_coco(tmp_path / "plain", SCENES))))
+    path = write_coco(tmp_path / "other", SCENES) / "annotations.json"
+    content = json.loads(path.read_text())
+    for image in content["images"]:
+        image["file_name"] = start + image["file_name"]
+    path.write_text(json.dumps(content))
+    assert same_boxes(build_boxes(**swap(str(path.parent))), expected)
+
+
 def test_boxes_hold_rows_by_role(tmp_path: Path, build_boxes: Build) -> None:
     data = build_boxes(**swap(str(write_coco(tmp_path, SCENES))))
     assert data.sets["learn"]["train"].masks is None

@@ -69,6 +69,8 @@ EXPECTED_PARTS: dict[str, tuple[Part, ...]] = {
         ),
     ),
     "dpt": (Part("encoder", "dpt.encoder.layer", (two(32, 48),) * 4),),
+    "sapiens2": (Part("encoder", "model.model.layer", (gated(32, 48),) * 4),),
+    "tipsv2": (Part("backbone", "backbone.encoder.layer", (two(32, 64),) * 4),),
     **dict.fromkeys(
         (
             *("detr", "detr-auxiliary", "table-transformer", "conditional-detr", "dab-detr"),
@@ -124,5 +126,7 @@ EXPECTED_CLASS_ROWS: dict[str, dict[str, int]] = {
     **dict.fromkeys(("beit", "data2vec", "upernet", "upernet-convnext"), _TWO_HEADS),
     "mobilevit": {"segmentation_head.classifier.convolution": 5},
     "dpt": {"head.head.4": 5, "auxiliary_head.head.4": 5},
+    "sapiens2": {"decode_head.predictor": 5},
+    "tipsv2": {"decoder.head": 5},
 }
 """Module -> rows for five classes; the sixth is "no object"."""

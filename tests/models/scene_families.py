@@ -102,10 +102,10 @@ _PROCESSORS: dict[str, Any] = {
     "maskformer": hf.MaskFormerImageProcessorPil,
     "eomt": hf.EomtImageProcessorPil,
     "eomt_dinov3": hf.EomtImageProcessorPil,
-    **dict.fromkeys(("segformer", "upernet"), hf.SegformerImageProcessorPil),
+    **dict.fromkeys(("segformer", "upernet", "sapiens2"), hf.SegformerImageProcessorPil),
     **dict.fromkeys(("beit", "data2vec-vision"), hf.BeitImageProcessorPil),
     "mobilevit": hf.MobileViTImageProcessorPil,
-    "dpt": hf.DPTImageProcessorPil,
+    **dict.fromkeys(("dpt", "tipsv2_dpt"), hf.DPTImageProcessorPil),
 }
 
 

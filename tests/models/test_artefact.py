@@ -125,6 +125,19 @@ def test_the_recipe_names_any_base(built, tmp_path):
     assert name in {node.value for node in ast.walk(code) if isinstance(node, ast.Constant)}
 
 
+def test_the_recipe_asks_for_a_base_that_has_no_name(built, tmp_path):
+    peft_model, processor, _ = swapped(built, "vit", tmp_path)
+    base = peft_model.get_base_model()
+    base.name_or_path, name = "", type(base).__name__
+    folder = save_adapter(peft_model, tmp_path / "adapter", base_name=name, processor=processor)
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert "base_model" not in text
+    assert 'from_pretrained("FOLDER OF THE BASE", config=config' in text
+    assert "a ViTForImageClassification that was given in memory" in text
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert not config["base_model_name_or_path"]
+
+
 def test_an_adapter_whose_head_is_frozen_still_holds_the_head(built, tmp_path):
     model, blocks = built("vit")
     extend_head(model, NEW, init="random", seed=0)

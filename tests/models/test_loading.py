@@ -70,6 +70,15 @@ def test_config_json_of_a_timm_model_describes_its_processor(folder):
     check_folder(folder)
 
 
+def test_a_processor_is_saved_without_the_code_that_its_folder_names(folder, tmp_path):
+    path = folder / "preprocessor_config.json"
+    values = json.loads(path.read_text()) | {"auto_map": {"AutoImageProcessor": "code.Processor"}}
+    path.write_text(json.dumps(values))
+    loaded = load_base(str(folder))
+    saved_again = save_model(loaded.model, tmp_path / "again", processor=loaded.processor)
+    assert "auto_map" not in json.loads((saved_again / "preprocessor_config.json").read_text())
+
+
 def test_half_precision_weights_are_widened(saved, folder):
     weights(folder, lambda tensors: tensors.update({k: v.half() for k, v in tensors.items()}))
     edit(folder, dtype="float16")

@@ -10,8 +10,9 @@ else is.
 from __future__ import annotations
 
 import json
+import posixpath
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -61,7 +62,8 @@ def coco_table(path: Path, images_dir: Path, task: TaskName) -> SceneTable:
     images = _images(content, where)
     by_image, notes = _by_image(content, legend, images, where)
     ordered = sorted(images.values(), key=lambda image: str(image["file_name"]))
-    paths = [below(images_dir, str(image["file_name"]), where) for image in ordered]
+    names = _below_images([str(image["file_name"]) for image in ordered], images_dir)
+    paths = [below(images_dir, name, where) for name in names]
     scenes = [_Scene(by_image.get(image["id"], []), image, legend, where) for image in ordered]
     dropped = Counter[str]()
     for scene in scenes:
@@ -87,6 +89,18 @@ def coco_table(path: Path, images_dir: Path, task: TaskName) -> SceneTable:
     if empty < len(scenes):
         return table
     return replace(table, why_empty=_why_empty(chain(*by_image.values()), legend, task, where))
+
+
+def _below_images(names: Sequence[str], images_dir: Path) -> list[str]:
+    """Return file names below the folder of images, also where every one begins with its name.
+
+    Label Studio counts from the folder that holds the JSON file and the folder of images.
+    """
+    own = f"{images_dir.name}/"
+    plain = [posixpath.normpath(name.replace("\\", "/")) for name in names]
+    if (images_dir / own).is_dir() or not all(name.startswith(own) for name in plain):
+        return list(names)
+    return [name.removeprefix(own) for name in plain]
 
 
 def read_json(path: Path) -> Any:

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kswap.data.table import ImageLike, Table
-from kswap.data.text import listed
-from kswap.errors import UserError, closest
+from kswap.data.text import instead, listed
+from kswap.errors import UserError
 from kswap.settings import SourceConfig
 
 __all__ = [
@@ -211,8 +211,8 @@ def _label_column(dataset: Dataset, settings: SourceConfig, where: str, image: s
 
 def _named(dataset: Dataset, column: str, where: str, key: str) -> str:
     if column not in dataset.column_names:
-        near = closest(column, dataset.column_names)
-        raise UserError(f"{key}: {where} has no column {column!r}; closest: {near}")
+        known = instead(column, dataset.column_names)
+        raise UserError(f"{key}: {where} has no column {column!r}; {known}")
     return column
 
 

@@ -4,7 +4,7 @@
 |---|---|
 | COCO | annotations/instances_train2017.json with train2017/ or images/train2017/ |
 | COCO, Roboflow's | train/_annotations.coco.json beside the images, valid/, test/ |
-| one COCO file | annotations.json with images/ or beside the images |
+| one COCO file | annotations.json with images/ or beside the images; names may begin with images/ |
 | Pascal VOC | JPEGImages/, Annotations/ or SegmentationClass/, ImageSets/Main or /Segmentation |
 | YOLO | data.yaml, images/train and labels/train, or train/images and train/labels |
 | masks | images/ with masks/, annotations/ or labels/, splits above or below; or in one folder |

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from kswap.data.labels import LabelIndex, plain
 from kswap.data.scenes import is_background
 from kswap.data.table import Source
-from kswap.data.text import count, listed, one_line
-from kswap.errors import UserError, closest, is_printable
+from kswap.data.text import count, instead, listed, one_line
+from kswap.errors import UserError, is_printable
 from kswap.settings import ROLES, Role, SourceConfig
 
 
@@ -98,9 +98,9 @@ def _renamed(role: Role, source: Source, settings: SourceConfig) -> dict[str, st
     """Return source class -> name after `rename`, for classes that have images."""
     for name in settings.rename:
         if name not in source.counts:
-            near = closest(name, source.classes)
             raise UserError(
-                f"{role}.rename: {source.where} has no class {one_line(name)!r}; closest: {near}"
+                f"{role}.rename: {source.where} has no class {one_line(name)!r}; "
+                f"{instead(name, source.classes)}"
             )
     renamed = {
         name: settings.rename.get(name, name) for name, number in source.counts.items() if number
@@ -133,9 +133,9 @@ def _learn(
         found = have.find(name)
         if len(found) != 1:
             problem = "fits more than one class" if found else "has no images"
-            near = closest(name, have.id2label.values())
             raise UserError(
-                f"learn.classes: {one_line(name)!r} {problem} in {source.where}; closest: {near}"
+                f"learn.classes: {one_line(name)!r} {problem} in {source.where}; "
+                f"{instead(name, have.id2label.values())}"
             )
         _refuse_known(name, model, gone)
         _refuse_unwritable(name, source)
@@ -279,10 +279,13 @@ def _select(
 ) -> None:
     """Keep the source's classes that mean one of `class_ids`; each of `must_have` needs one."""
     of_source = {}
+    ambiguous = []
     for name, new in renamed.items():
         found = model.find(new)
         if len(found) == 1 and found[0] in class_ids:
             of_source[name] = found[0]
+        elif len(found) > 1 and set(found) & set(class_ids):
+            ambiguous.append(new)
     for class_id, name in must_have.items():
         if class_id not in of_source.values():
             hint = (
@@ -292,9 +295,15 @@ def _select(
             )
             raise UserError(
                 f"{role}.classes: {one_line(name)!r} has no images in {source.where}{hint}; "
-                f"closest there: {closest(name, renamed)}"
+                f"{instead(name, renamed)}"
             )
     roles.of_source[role] = of_source
+    if ambiguous:
+        roles.notes.append(
+            f"{role}: {listed(ambiguous)} of {source.where} left out, each fits more than one "
+            f"class of the model; say which with {role}.rename, or give these different labels in "
+            "the model's config.json"
+        )
     _note_ignored(roles, role, source)
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
-from kswap.errors import printable
+from kswap.errors import NONE_IS_CLOSE, closest, printable
 
 NAME_LIMIT = 10
 TEXT_LIMIT = 240
@@ -29,6 +29,14 @@ def listed(names: Iterable[object], limit: int = NAME_LIMIT, *, width: int = 100
     words = [one_line(name, width) for name in names]
     more = f" and {len(words) - limit} more" if len(words) > limit else ""
     return ", ".join(words[:limit]) + more
+
+
+def instead(name: str, known: Collection[str]) -> str:
+    """Return what may be written for `name`, to end a message: known names like it, else any."""
+    near = closest(name, known)
+    if near == NONE_IS_CLOSE:
+        return f"name one of {listed(map(repr, known))}"
+    return f"closest: {near}"
 
 
 def count(number: int, noun: str) -> str:

@@ -40,7 +40,7 @@ _RECIPE = """\
 {front}---
 # Adapter
 
-LoRA matrices and the class head for `{base}`, made by [kswap](https://pypi.org/project/kswap).
+LoRA matrices and the class head for {base}, made by [kswap](https://pypi.org/project/kswap).
 
 ```python
 from peft import PeftModel
@@ -84,25 +84,28 @@ def save_adapter(
     to_dir = Path(to_dir)
 
     def write(folder: Path) -> None:
+        base = peft_model.get_base_model()
+        # What was made in memory has the name of its class, which is nothing that can be loaded.
+        named = base_name != type(base).__name__
         lora = peft_model.peft_config[ADAPTER_NAME]
-        lora.base_model_name_or_path = base_name
+        lora.base_model_name_or_path = base_name if named else None
         with quiet():
             peft_model.save_pretrained(str(folder), save_embedding_layers=False)
-            _plain_config(peft_model.get_base_model(), kswap).save_pretrained(folder)
+            _plain_config(base, kswap).save_pretrained(folder)
             processor.save_pretrained(folder)
         _sort_targets(folder / "adapter_config.json")
-        asks = has_embeddings(peft_model.get_base_model())
+        asks = has_embeddings(base)
+        front = {"base_model": base_name} if named else {}
         text = _RECIPE.format(
-            front=yaml.safe_dump(
-                {"base_model": base_name, "library_name": "peft"}, allow_unicode=True
-            ),
-            base=base_name,
-            quoted=json.dumps(base_name, ensure_ascii=False),  # read by Python alike
+            front=yaml.safe_dump(front | {"library_name": "peft"}, allow_unicode=True),
+            base=f"`{base_name}`" if named else f"a {base_name} that was given in memory",
+            # read by Python alike
+            quoted=json.dumps(base_name if named else "FOLDER OF THE BASE", ensure_ascii=False),
             imports="" if asks else "from torch import nn\n",
             embeddings="" if asks else _EMBEDDINGS,
             folder=to_dir.name,
-            auto_class=_auto_class(peft_model.get_base_model()),
-            num_labels=peft_model.get_base_model().config.num_labels,
+            auto_class=_auto_class(base),
+            num_labels=base.config.num_labels,
         )
         (folder / "README.md").write_text(text, encoding="utf-8")
 

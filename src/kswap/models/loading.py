@@ -278,7 +278,7 @@ def _load_model(
 def _load_processor(name: str, where: str, from_hub: bool, offline: bool) -> Any:
     try:
         with quiet(progress=from_hub):
-            return AutoImageProcessor.from_pretrained(
+            processor: Any = AutoImageProcessor.from_pretrained(
                 where, trust_remote_code=False, local_files_only=offline
             )
     except Exception as error:
@@ -286,6 +286,10 @@ def _load_processor(name: str, where: str, from_hub: bool, offline: bool) -> Any
             f"model: the image processor of {name!r} cannot be loaded ({brief(error)}); give it "
             "the preprocessor_config.json of the model it was trained from"
         ) from None
+    # It is transformers' own class, also where the folder names another, with code beside it. Saved
+    # again, that name would have a pipeline ask whether to run the code.
+    vars(processor).pop("auto_map", None)
+    return processor
 
 
 def _loaded(model: PreTrainedModel, processor: Any, *, source: str, commit: str | None) -> Loaded:

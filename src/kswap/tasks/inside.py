@@ -152,10 +152,11 @@ def features_of(
     """
     base = bare(model)
     count = len(slots.class_ids)
+    queries = (count, slots.num_queries) if slots.num_queries else ()
     layers: dict[str, tuple[Tensor, tuple[int, int] | None]] = {}
     for number, given in sorted(tokens.heads.items()):
         head = head_linear(base, places.heads[number - 1])
-        read = read_by_head(head, given, (count, slots.num_queries))
+        read = read_by_head(head, given, queries)
         if read is not None:
             layers["head"] = read  # the last head is the final one
     for number, block in places.blocks:
@@ -178,20 +179,27 @@ def read_by_head(
     """Return what a head reads as tokens, and their grid where they are a map.
 
     A linear may read the queries of all decoder layers at once (layers, images, queries, channels),
-    as with an auxiliary loss of MaskFormer or DETR: the final answer is of the last layer.
+    as with an auxiliary loss of MaskFormer or DETR: the final answer is of the last layer. Of a
+    model without queries it reads a map whose channels come last (TIPSv2).
 
     Args:
         head: the layer that answers classes.
         given: its input.
-        queries: images and queries of the model.
+        queries: images and queries of the model; empty where every pixel has an answer.
 
     Returns:
         None where the tokens are neither a map nor the queries: those of an encoder.
     """
-    if isinstance(head, nn.Conv2d):
-        return given.flatten(2).transpose(1, 2), (given.shape[2], given.shape[3])
+    if isinstance(head, nn.Conv2d) or not queries:
+        read = read_map(head, given)
+        return read.flatten(2).transpose(1, 2), (read.shape[2], read.shape[3])
     last = given[-1] if given.ndim == 4 else given
     return (last, None) if last.shape[:2] == queries else None
+
+
+def read_map(head: Head, given: Tensor) -> Float[Tensor, "images channels height width"]:
+    """Return the map that a head of every pixel reads: a linear has its channels last."""
+    return given if isinstance(head, nn.Conv2d) else given.movedim(-1, 1)
 
 
 def features_by_slot(

@@ -19,7 +19,7 @@ from kswap.data.samples import Samples, take
 from kswap.data.sets import IGNORE, OPEN
 from kswap.gathering import gathered_objects, own_batches
 from kswap.models.features import recorded_tokens
-from kswap.models.head import recorded_head_inputs
+from kswap.models.head import head_linear, recorded_head_inputs
 from kswap.objectives import NEEDS_FEATURES, Units
 from kswap.settings import TermConfig
 from kswap.tasks import Examples, Pixels, Scores, Teacher, View, make_examples
@@ -32,6 +32,7 @@ from kswap.tasks.inside import (
     features_of,
     inside_units,
     nearest_query,
+    read_map,
     slots_of_regions,
 )
 from kswap.tasks.mask_units import mask_units
@@ -120,7 +121,8 @@ class Segmentation:
         found = {}
         for name, features in recorded.items():
             if "masks" not in taught:
-                found[name] = _features_of_pixels(features, examples.masks)
+                read = read_map(head_linear(model, name), features)
+                found[name] = _features_of_pixels(read, examples.masks)
                 continue
             # With an auxiliary loss MaskFormer's head reads all decoder layers at once.
             last = features[-1] if features.ndim == 4 else features

@@ -65,9 +65,16 @@ def optimiser_state(optimiser: Any, moved: Trainables) -> dict[str, Tensor]:
 
 
 def load_optimiser_state(optimiser: Any, moved: Trainables, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `optimiser_state` returned."""
+    """Put back what `optimiser_state` returned.
+
+    A parameter that no gradient has reached has no state: heads of several layers or groups that
+    answer nothing where the model trains as it predicts (D-FINE, LW-DETR, two-stage DETRs).
+    """
     for name, parameter in moved.named:
-        optimiser.state[parameter] = {
+        state = {
             key: tensors[f"optimiser.{key}.{name}"].to(parameter.device).clone()
             for key in ("step", "exp_avg", "exp_avg_sq")
+            if f"optimiser.{key}.{name}" in tensors
         }
+        if state:
+            optimiser.state[parameter] = state
