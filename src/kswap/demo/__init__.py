@@ -103,6 +103,7 @@ _KNOWN = {"roles": ["learn"], "objective": "restricted_distillation", "weight": 
 # The base has learnt the retained images by heart: their features say more than their answers.
 _FEATURES = {"roles": ["retain"], "objective": "feature_distillation", "weight": 1.0}
 _LAST = {"depth": "last-4"}
+_EVERYWHERE = ["head", "all"]
 _OWN: dict[str, dict[str, Any]] = {
     "classification": {
         # Photographs may be mirrored. Nothing is chosen on the run's own images: all of them train.
@@ -140,9 +141,34 @@ _BY_PRESET: dict[str, dict[str, dict[str, Any]]] = {
             "stages": {kind: {"depth": "last-5"} for kind in ("learn", "forget", "joint")}
         },
     },
-    # It forgets in more blocks, and its own terms hold features. Below the last six of nine base
-    # and reference hold as much (docs/audits.md).
-    "deep": {"classification": {"stages": {"forget": {"depth": "last-6", "epochs": 11.5}}}},
+    "deep": {
+        # It forgets in more blocks, and its own terms hold features. Below the last six of nine
+        # base and reference hold as much (docs/audits.md).
+        "classification": {"stages": {"forget": {"depth": "last-6", "epochs": 11.5}}},
+        # The own loss of a mask classifier, a sum over masks and layers, is ten times what the
+        # preset's weights are meant for: beside it features stay where they are (LOG.md).
+        "segmentation": {
+            "stages": {
+                "learn": {"depth": "last-5"},
+                "forget": {
+                    "min_steps": 260,
+                    "streams": {
+                        role: {"batch_size": size}
+                        for role, size in (("learn", 8), ("retain", 8), ("forget", 16))
+                    },
+                    "terms": {
+                        "learn": {"weight": 9.0},
+                        "retain": {"weight": 5.0},
+                        "keep": {"weight": 5.0},
+                        "like": {"weight": 100.0, "layers": _EVERYWHERE},
+                        "blur": {"weight": 30.0},
+                        "spread": {"weight": 12.0},
+                        "own": {"weight": 40.0, "layers": _EVERYWHERE},
+                    },
+                },
+            }
+        },
+    },
 }
 """What it sets under one of these presets alone."""
 
