@@ -23,6 +23,8 @@ from kswap.settings import Role
 
 _MOST_APART = 0.01
 """A valid reference's retain score is within so much of the base's."""
+_LEAST_UNITS = 2
+"""One leaves open how far apart two models are."""
 NOTES: Mapping[ReferenceLevel, str] = {
     "R1": "trained from scratch on retain and learn, as its user says",
     "R2": "a pretrained backbone fine-tuned without the forget data; its pretraining may hold the "
@@ -136,7 +138,7 @@ def describe(reference: Reference | None, base: Subject, subject: Subject | None
     note = NOTES[reference.level]
     valid = True
     if gap is None:
-        note += "; not compared with the base on retain: no test images"
+        note += "; not compared with the base on retain: fewer than two test units"
         valid = False
     else:
         valid = gap.low <= _MOST_APART and gap.high >= -_MOST_APART
@@ -154,6 +156,6 @@ def describe(reference: Reference | None, base: Subject, subject: Subject | None
 
 def _gap(base: Subject, subject: Subject) -> Interval | None:
     one, other = subject.of("retain", "test"), base.of("retain", "test")
-    if one is None or other is None:
+    if one is None or other is None or len(one) < _LEAST_UNITS:
         return None
     return paired_difference(one.hits(), other.hits())
