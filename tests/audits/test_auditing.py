@@ -23,6 +23,8 @@ from kswap.audits.subjects import Subject
 from kswap.cli import main
 from kswap.config import SwapConfig
 from kswap.errors import UserError
+from kswap.exporting import export
+from kswap.models.head import drop_rows, extend_head
 from kswap.models.loading import load_base
 from kswap.training.checkpoint import weights_digest
 
@@ -467,6 +469,30 @@ def with_reference(*names: str):
     return make
 
 
+def exported_without_the_class(run_dir: Path, tmp: Path) -> list[str]:
+    export(run_dir, tmp / "exported", drop_forgotten=True)
+    return [str(run_dir), "--reference", str(tmp / "exported")]
+
+
+def without_its_row(which: str):
+    """The base or the swapped model, saved by its user without the row of the class to forget."""
+
+    def make(run_dir: Path, tmp: Path) -> list[str]:
+        base = yaml.safe_load((run_dir / "config.yaml").read_text())["model"]
+        model = ViTForImageClassification.from_pretrained(
+            base if which == "base" else run_dir / "model"
+        )
+        model.config.kswap = {}
+        drop_rows(model, [0])
+        if which == "base":  # and rows of classes to learn, which anybody can add
+            extend_head(model, dict(enumerate((*OLD[1:], *NEW))), init="random", seed=0)
+        model.save_pretrained(tmp / "reference")
+        tiny_processor().save_pretrained(tmp / "reference")
+        return [str(run_dir), "--reference", str(tmp / "reference")]
+
+    return make
+
+
 def reference_gone(run_dir: Path, tmp: Path) -> list[str]:
     return [str(run_dir), "--reference", str(tmp / "none")]
 
@@ -510,6 +536,9 @@ REFUSED = {
     model_gone: "has no model folder",
     with_reference(*OLD, *NEW): "has red among its labels, which the run forgets",
     with_reference("green", "blue", "yellow", "magenta"): "lacks cyan",
+    exported_without_the_class: "is a swapped model that saw red and was exported without",
+    without_its_row("model"): "has the weights of the run's own model, which saw red",
+    without_its_row("base"): "has the weights of the run's base, which saw red",
     reference_gone: "--reference: there is no folder",
     reference_of_another_task: "does segmentation, the run classification",
     reference_of_another_size: "reference' cannot take images of (16, 16) pixels",

@@ -173,8 +173,7 @@ def logits_of_reference(
     work: Work, source: str, level: ReferenceLevel, rows: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """Return (images, rows of the run), −inf where the reference lacks a row."""
-    known = {"task": work.base.task, "names": work.data.id2label, "class_ids": work.class_ids}
-    work.reference = load_reference(source, level, **known)  # type: ignore[arg-type]
+    work.reference = load_reference(source, level, **work.for_references())
     work.reference_data = None
     fit_reference_data(work)
     model = work.reference.loaded.model.to(work.device)
