@@ -28,7 +28,8 @@ from kswap.models.head import drop_rows, extend_head
 from kswap.models.loading import load_base
 from kswap.training.checkpoint import weights_digest
 
-CELLS = (str, int, float, type(None))
+CELLS = (str, int, float)
+"""A number that could not be had is said in words, never left blank."""
 
 
 def check_shape(answer: dict) -> None:
