@@ -13,7 +13,12 @@ import yaml
 from audits.conftest import save_model, shift_weights
 from conftest import NEW, OLD, tiny_processor, tiny_vit, write_colours
 from safetensors.torch import load_file, save_file
-from transformers import ViTForImageClassification, ViTImageProcessorPil
+from transformers import (
+    ResNetConfig,
+    ResNetForImageClassification,
+    ViTForImageClassification,
+    ViTImageProcessorPil,
+)
 
 import kswap
 from kswap.audits import quality, relearning, retraining
@@ -494,6 +499,22 @@ def without_its_row(which: str):
     return make
 
 
+def reference_of_no_numbers(run_dir: Path, tmp: Path) -> list[str]:
+    folder = save_model(tmp / "reference", (*OLD[1:], *NEW))
+    weights = load_file(folder / "model.safetensors")
+    weights["classifier.weight"] *= torch.nan
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return [str(run_dir), "--reference", str(folder)]
+
+
+def reference_without_blocks(run_dir: Path, tmp: Path) -> list[str]:
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1])
+    config.id2label = dict(enumerate((*OLD[1:], *NEW)))
+    ResNetForImageClassification(config).save_pretrained(tmp / "reference")
+    tiny_processor().save_pretrained(tmp / "reference")
+    return [str(run_dir), "--reference", str(tmp / "reference")]
+
+
 def reference_gone(run_dir: Path, tmp: Path) -> list[str]:
     return [str(run_dir), "--reference", str(tmp / "none")]
 
@@ -540,6 +561,8 @@ REFUSED = {
     exported_without_the_class: "is a swapped model that saw red and was exported without",
     without_its_row("model"): "has the weights of the run's own model, which saw red",
     without_its_row("base"): "has the weights of the run's base, which saw red",
+    reference_of_no_numbers: "--reference: the model answers NaN or infinity; its weights",
+    reference_without_blocks: "--reference: ResNetForImageClassification: no transformer block",
     reference_gone: "--reference: there is no folder",
     reference_of_another_task: "does segmentation, the run classification",
     reference_of_another_size: "reference' cannot take images of (16, 16) pixels",

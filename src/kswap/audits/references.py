@@ -22,6 +22,7 @@ from kswap.data.text import listed, one_line
 from kswap.errors import UserError
 from kswap.models.class_tensors import class_tensors
 from kswap.models.loading import Loaded, load_base
+from kswap.models.structure import find_ffn_blocks
 from kswap.settings import Role
 
 _MOST_APART = 0.01
@@ -77,6 +78,7 @@ def load_reference(
     """
     try:
         loaded = load_base(source)
+        find_ffn_blocks(loaded.model)  # after which the audits look inside
     except UserError as error:
         raise UserError(f"--reference: {str(error).removeprefix('model: ')}") from None
     if loaded.task != task:
