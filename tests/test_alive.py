@@ -19,6 +19,7 @@ from dying import die_after
 from tiny_runs import tiny_run
 
 import kswap
+from kswap import files
 from kswap.config import SwapConfig
 from kswap.errors import DiskFullError, NonFiniteLossError, UserError
 from kswap.run_folder import open_run
@@ -295,7 +296,9 @@ def test_what_is_lost_of_a_finished_run_is_saved_again(values, finished_run):
 
 
 def test_what_a_killed_process_did_not_rename_is_removed(values, finished_run):
-    for name in (".manifest.json.tmp", ".results.json.tmp", "arrays/.examples.json.tmp"):
+    of_a_report = f".README.md.{files._host()}-{2**30}.tmp"  # no process has such a number
+    own = (".manifest.json.tmp", ".results.json.tmp", "arrays/.examples.json.tmp")
+    for name in (*own, of_a_report):
         (finished_run / name).write_text("half")
     kswap.swap(SwapConfig.from_mapping(values))
     assert not list(finished_run.rglob(".*"))

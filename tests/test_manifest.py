@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from kswap import manifest
+from kswap import files, manifest
 from kswap.cli import main
 from kswap.config import SwapConfig
 from kswap.errors import Terminated, UserError
@@ -135,3 +135,19 @@ def test_a_key_with_a_line_break_is_one_line():
     with pytest.raises(UserError) as caught:
         SwapConfig.from_mapping({"model": "m", "learn": {"\n": None}})
     assert "\n" not in str(caught.value)
+
+
+def test_two_processes_that_write_one_file_do_not_take_each_others(tmp_path, monkeypatch):
+    path, processes = tmp_path / "README.md", iter((1, 2, 3))
+    monkeypatch.setattr(files.os, "getpid", lambda: next(processes))
+    flush = files.os.fsync
+
+    def meanwhile(descriptor):
+        monkeypatch.setattr(files.os, "fsync", flush)
+        files.write_bytes(path, b"the other's")
+        flush(descriptor)
+
+    monkeypatch.setattr(files.os, "fsync", meanwhile)
+    files.write_bytes(path, b"whole")
+    assert path.read_bytes() == b"whole"
+    assert list(tmp_path.iterdir()) == [path]

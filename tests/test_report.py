@@ -403,6 +403,17 @@ def test_the_card_lists_what_earlier_swaps_forgot_once(tmp_path, before, said):
     assert f"* **Forgotten:** {said}" in card(results).splitlines()
 
 
+def test_every_word_of_the_card_is_escaped(tmp_path):
+    write_run(tmp_path, "classification")
+    results = json.loads((tmp_path / "results.json").read_text())
+    results |= dict.fromkeys(("kswap_version", "order", "preset", "seed"), "<b>| x")
+    results["stages"][0]["name"] = "<b>| x"
+    results["images"]["<b>| x"] = {"train": "<b>| x"}
+    text = card(results)
+    assert "<b>" not in text
+    assert text.count(r"&lt;b&gt;\| x") == 8
+
+
 def test_the_public_name_does_not_take_the_packages_place():
     assert kswap.draw_report is draw_report
     assert "draw_report" in kswap.__all__

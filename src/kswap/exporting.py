@@ -56,8 +56,9 @@ def export(
                 f"--drop-forgotten: {len(ids)} of {len(ids) + 1} classes of {run_dir} are "
                 "forgotten, and a classifier has at least two; export without it"
             )
+        dropped = [*swapped.get("dropped", ()), *swapped.get("forgotten", ())]
         drop_rows(model, ids)
-        model.config.kswap = {**swapped, "forgotten": []}
+        model.config.kswap = {**swapped, "forgotten": [], "dropped": dropped}
 
     def write(folder: Path) -> None:
         with quiet():

@@ -16,8 +16,11 @@ from kswap.errors import DiskFullError
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write `content` to `path` under a temporary name, flush it to the disk, then rename."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    """Write `content` to `path` under a temporary name, flush it to the disk, then rename.
+
+    The name is the process's own: two that draw the same report do not take each other's.
+    """
+    temporary = path.with_name(f".{path.name}.{_owner()}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -29,6 +32,16 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Remove what `write_bytes` of a process that was killed, of this machine, left in a folder."""
+    names = re.compile(rf"\..+\.{re.escape(_host())}-(\d+)\.tmp")
+    for path in folder.glob(".*.tmp"):
+        found = names.fullmatch(path.name)
+        if found and not _lives(int(found[1])):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
 def write_folder(to_dir: Path, write: Callable[[Path], None]) -> Path:
     """Let `write` fill a temporary folder beside `to_dir`, then put it in place of `to_dir`.
 
@@ -36,9 +49,8 @@ def write_folder(to_dir: Path, write: Callable[[Path], None]) -> Path:
     """
     to_dir.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(to_dir)
-    owner = f"{_host()}-{os.getpid()}"
-    fresh = to_dir.with_name(f".{to_dir.name}.new-{owner}")
-    stale = to_dir.with_name(f".{to_dir.name}.old-{owner}")
+    fresh = to_dir.with_name(f".{to_dir.name}.new-{_owner()}")
+    stale = to_dir.with_name(f".{to_dir.name}.old-{_owner()}")
     for folder in (fresh, stale):
         shutil.rmtree(folder, ignore_errors=True)
     try:
@@ -60,6 +72,10 @@ def _remove_leftovers(to_dir: Path) -> None:
         found = names.fullmatch(path.name)
         if found and not _lives(int(found[1])):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _owner() -> str:
+    return f"{_host()}-{os.getpid()}"
 
 
 def _host() -> str:

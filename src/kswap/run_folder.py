@@ -17,7 +17,7 @@ import yaml
 
 from kswap.config import SwapConfig
 from kswap.errors import UserError
-from kswap.files import write_bytes
+from kswap.files import remove_unfinished, write_bytes
 from kswap.manifest import NAME, RESULTS, check_files, write_with_manifest
 from kswap.settings import ROLES, TASKS, Role
 from kswap.yaml_text import one_line, read_yaml
@@ -130,12 +130,16 @@ def open_run(path: Path) -> Iterator[RunFolder]:
 
 
 def _remove_unfinished(folder: RunFolder) -> None:
-    """Remove what a killed process did not rename; only who holds the lock writes these files."""
+    """Remove what a killed process did not rename; only who holds the lock writes these files.
+
+    README.md and report.html `kswap report` may be writing, without it.
+    """
     own = (folder.config, folder.results, folder.path / NAME)
-    unfinished = [path.with_name(f".{path.name}.tmp") for path in own]
+    unfinished = [found for path in own for found in folder.path.glob(f".{path.name}.*tmp")]
     for path in (*unfinished, *folder.arrays.glob(".*.tmp")):
         with contextlib.suppress(OSError):
             path.unlink()
+    remove_unfinished(folder.path)
 
 
 def _make(path: Path) -> list[Path]:

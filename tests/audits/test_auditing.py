@@ -13,7 +13,12 @@ import yaml
 from audits.conftest import save_model, shift_weights
 from conftest import NEW, OLD, tiny_processor, tiny_vit, write_colours
 from safetensors.torch import load_file, save_file
-from transformers import ViTForImageClassification, ViTImageProcessorPil
+from transformers import (
+    ResNetConfig,
+    ResNetForImageClassification,
+    ViTForImageClassification,
+    ViTImageProcessorPil,
+)
 
 import kswap
 from kswap.audits import quality, relearning, retraining
@@ -23,10 +28,13 @@ from kswap.audits.subjects import Subject
 from kswap.cli import main
 from kswap.config import SwapConfig
 from kswap.errors import UserError
+from kswap.exporting import export
+from kswap.models.head import drop_rows, extend_head
 from kswap.models.loading import load_base
 from kswap.training.checkpoint import weights_digest
 
-CELLS = (str, int, float, type(None))
+CELLS = (str, int, float)
+"""A number that could not be had is said in words, never left blank."""
 
 
 def check_shape(answer: dict) -> None:
@@ -467,6 +475,46 @@ def with_reference(*names: str):
     return make
 
 
+def exported_without_the_class(run_dir: Path, tmp: Path) -> list[str]:
+    export(run_dir, tmp / "exported", drop_forgotten=True)
+    return [str(run_dir), "--reference", str(tmp / "exported")]
+
+
+def without_its_row(which: str):
+    """The base or the swapped model, saved by its user without the row of the class to forget."""
+
+    def make(run_dir: Path, tmp: Path) -> list[str]:
+        base = yaml.safe_load((run_dir / "config.yaml").read_text())["model"]
+        model = ViTForImageClassification.from_pretrained(
+            base if which == "base" else run_dir / "model"
+        )
+        model.config.kswap = {}
+        drop_rows(model, [0])
+        if which == "base":  # and rows of classes to learn, which anybody can add
+            extend_head(model, dict(enumerate((*OLD[1:], *NEW))), init="random", seed=0)
+        model.save_pretrained(tmp / "reference")
+        tiny_processor().save_pretrained(tmp / "reference")
+        return [str(run_dir), "--reference", str(tmp / "reference")]
+
+    return make
+
+
+def reference_of_no_numbers(run_dir: Path, tmp: Path) -> list[str]:
+    folder = save_model(tmp / "reference", (*OLD[1:], *NEW))
+    weights = load_file(folder / "model.safetensors")
+    weights["classifier.weight"] *= torch.nan
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return [str(run_dir), "--reference", str(folder)]
+
+
+def reference_without_blocks(run_dir: Path, tmp: Path) -> list[str]:
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1])
+    config.id2label = dict(enumerate((*OLD[1:], *NEW)))
+    ResNetForImageClassification(config).save_pretrained(tmp / "reference")
+    tiny_processor().save_pretrained(tmp / "reference")
+    return [str(run_dir), "--reference", str(tmp / "reference")]
+
+
 def reference_gone(run_dir: Path, tmp: Path) -> list[str]:
     return [str(run_dir), "--reference", str(tmp / "none")]
 
@@ -510,6 +558,11 @@ REFUSED = {
     model_gone: "has no model folder",
     with_reference(*OLD, *NEW): "has red among its labels, which the run forgets",
     with_reference("green", "blue", "yellow", "magenta"): "lacks cyan",
+    exported_without_the_class: "is a swapped model that saw red and was exported without",
+    without_its_row("model"): "has the weights of the run's own model, which saw red",
+    without_its_row("base"): "has the weights of the run's base, which saw red",
+    reference_of_no_numbers: "--reference: the model answers NaN or infinity; its weights",
+    reference_without_blocks: "--reference: ResNetForImageClassification: no transformer block",
     reference_gone: "--reference: there is no folder",
     reference_of_another_task: "does segmentation, the run classification",
     reference_of_another_size: "reference' cannot take images of (16, 16) pixels",

@@ -83,6 +83,28 @@ def test_of_a_model_that_never_saw_the_classes_it_says_forgotten(name):
     assert found.status == "pass", found.reason
 
 
+@pytest.mark.parametrize("name", ["A3", "A5", "A6", "A7", "A9"])
+def test_one_test_unit_is_no_evidence(name):
+    given = untouched()
+
+    def of_one_unit(subject):
+        tests = subject.answers["forget"]["test"]
+        one = replace(
+            tests,
+            layers={layer: rows[:1] for layer, rows in tests.layers.items()},
+            **{f: getattr(tests, f)[:1] for f in ("logits", "class_ids", "found", "images")},
+        )
+        forget = {**subject.answers["forget"], "test": one}
+        return replace(subject, answers={**subject.answers, "forget": forget})
+
+    few = {n: of_one_unit(getattr(given, n)) for n in ("base", "swapped", "reference")}
+    found = AUDITS[name](replace(given, **few))
+    assert (found.status, found.reason) == (
+        "not available",
+        "1 test unit of forget, 2 are needed for an interval",
+    )
+
+
 @pytest.mark.parametrize("audit", [membership, anomaly])
 def test_what_there_are_too_few_of_is_called_units(audit, monkeypatch):
     monkeypatch.setattr(audit, "_LEAST", 10**6)  # of scenes they are objects and regions
@@ -134,6 +156,7 @@ def test_without_a_reference_nothing_but_the_scores_decides(name):
     given = replace(forgotten(), reference=control, reference_level="R3")
     found = AUDITS[name](given)
     assert found.status == ("pass" if name == "A1" else "info")
+    assert not any(cell is None for table in found.tables for row in table.rows for cell in row)
     if name == "A4":
         return
     texts = [str(cell) for table in found.to_mapping()["tables"] for cell in table["rows"]]

@@ -31,6 +31,7 @@ from kswap.audits.statistics import (
     tpr_at_fpr,
 )
 from kswap.audits.subjects import Answers
+from kswap.report.audit_tables import cell_text
 
 
 def test_areas_are_the_librarys_with_ties():
@@ -126,6 +127,12 @@ def test_findings_are_plain_values():
     table = Table("t", ("a", "b"), [[Interval(0.5, 0.1, 0.9, 3), np.float32(0.25)]])
     assert table.to_mapping()["rows"] == [[{"mean": 0.5, "low": 0.1, "high": 0.9, "n": 3}, 0.25]]
     assert plain_value({"x": np.array([1.0, np.inf])}) == {"x": [1.0, None]}
+
+
+def test_an_interval_without_ends_is_json_and_says_so():
+    of_one_unit = paired_difference(np.array([True]), np.array([False])).to_mapping()
+    assert of_one_unit == {"mean": 1.0, "low": None, "high": None, "n": 1}
+    assert cell_text(of_one_unit) == "1.000 (n = 1: no interval)"
 
 
 def epsilon_by_hand(ours, theirs):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from kswap.audits.layers import Tap, find_taps, has_class_token, tapped
 from kswap.audits.subjects import Answers, Subject, SubjectName
 from kswap.data import ImageSet
+from kswap.errors import UserError
 from kswap.models.head import Head, find_heads, head_linear, is_classifier, recorded_head_inputs
 from kswap.models.tokens import as_tokens
 from kswap.settings import Role, Split
@@ -108,7 +109,11 @@ def observe(
     batch_size: int,
     report: Callable[[int], None] = lambda images: None,
 ) -> Subject:
-    """Return what a model makes of `sets`, in one pass."""
+    """Return what a model makes of `sets`, in one pass.
+
+    Raises:
+        UserError: what it makes of them is no number.
+    """
     answers: dict[Role, dict[Split, Answers]] = {}
     with torch.inference_mode():
         for role, splits in sets.items():
@@ -116,10 +121,31 @@ def observe(
             for split, images in splits.items():
                 if len(images):
                     units = units_of(observed, class_ids.get(role, ()), images)
-                    answers[role][split] = _collect(
+                    answers[role][split] = some = _collect(
                         units, observed, images, batch_size, class_ids.get(role, ()), report
                     )
+                    check_numbers(name, some.logits, *some.layers.values())
     return Subject(name, answers, _linear_head(observed, answers))
+
+
+def check_numbers(
+    name: SubjectName, logits: NDArray[np.floating], *layers: NDArray[np.float32]
+) -> None:
+    """Refuse NaN and infinity, which every audit would take for an answer or fail on.
+
+    A logit of −inf is that of a row which a model lacks.
+    """
+    if (logits < np.inf).all() and all(np.isfinite(layer).all() for layer in layers):
+        return
+    what = {
+        "base": "model: the base",
+        "swapped": "RUN/model: the swapped model",
+        "reference": "--reference: the model",
+    }
+    raise UserError(
+        f"{what[name]} answers NaN or infinity; its weights are damaged, or too large for their "
+        "type: restore it, or name another"
+    )
 
 
 def _collect(

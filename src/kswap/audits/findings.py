@@ -32,9 +32,9 @@ class Interval:
         return self.low > 0 and self.mean > margin
 
     def to_mapping(self) -> dict[str, Any]:
-        """Return the cell of a table."""
+        """Return the cell of a table; ends that one unit leaves open are None."""
         values = {"mean": self.mean, "low": self.low, "high": self.high}
-        return {**{key: round(value, 6) for key, value in values.items()}, "n": self.n}
+        return {**{key: plain_value(value) for key, value in values.items()}, "n": self.n}
 
 
 @dataclass(frozen=True)

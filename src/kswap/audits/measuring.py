@@ -38,13 +38,7 @@ def measure_reference(
     """
     with memory_errors():
         work = load_run(run_dir, read_results(run_dir), level="quick", seed=0)
-        work.reference = load_reference(
-            source,
-            level,
-            task=work.base.task,
-            names=work.data.id2label,
-            class_ids=work.class_ids,
-        )
+        work.reference = load_reference(source, level, **work.for_references())
         fit_reference_data(work)
         return _scores(work)
 

@@ -51,9 +51,7 @@ def audit(case: Case) -> Finding:
     values: dict[str, Any] = {}
     for name, subject in case.subjects.items():
         if _too_small(subject):
-            table.rows.append(
-                [case.column(name), not_available("too few images"), None, None, None]
-            )
+            table.rows.append([case.column(name), *[not_available("too few images")] * 4])
             continue
         members, others, control, spread = attack(subject, seed=case.seed)
         areas[name] = auc(members, others)

@@ -36,6 +36,7 @@ SEEDS = 3
 _DRAWN = 0.8
 """Share of the train units of each class that a repetition is fitted on."""
 _LEAST_GAP = 0.02
+_LEAST_TESTS = 2
 MARGIN = 0.02
 """A probe counts as stronger than the reference's from so much on."""
 
@@ -139,11 +140,17 @@ def _any(subject: Subject) -> Any:
 
 
 def lacking(subject: Subject) -> str:
-    """Return what a probe of the model lacks, or nothing."""
+    """Return what a probe of the model lacks, or nothing.
+
+    One test unit leaves open by how much two models differ: what cannot fail does not pass.
+    """
     for role in ("forget", "retain"):
         for split in ("train", "test"):
             if subject.of(role, split) is None:
                 return f"no {split} images of {role}"
+    tests = subject.of("forget", "test")
+    if tests is not None and len(tests) < _LEAST_TESTS:
+        return f"{len(tests)} test unit of forget, {_LEAST_TESTS} are needed for an interval"
     return ""
 
 

@@ -12,17 +12,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from kswap.audits.findings import Interval
 from kswap.audits.statistics import paired_difference
 from kswap.audits.subjects import ReferenceLevel, Subject, control_of
 from kswap.data.labels import LabelIndex
 from kswap.data.text import listed, one_line
 from kswap.errors import UserError
+from kswap.models.class_tensors import class_tensors
 from kswap.models.loading import Loaded, load_base
+from kswap.models.structure import find_ffn_blocks
 from kswap.settings import Role
 
 _MOST_APART = 0.01
 """A valid reference's retain score is within so much of the base's."""
+_LEAST_UNITS = 2
+"""One leaves open how far apart two models are."""
 NOTES: Mapping[ReferenceLevel, str] = {
     "R1": "trained from scratch on retain and learn, as its user says",
     "R2": "a pretrained backbone fine-tuned without the forget data; its pretraining may hold the "
@@ -54,6 +60,7 @@ def load_reference(
     task: str,
     names: Mapping[int, str],
     class_ids: Mapping[Role, Sequence[int]],
+    saw: Mapping[str, Any],
 ) -> Reference:
     """Load a reference and match its classes by name.
 
@@ -63,12 +70,15 @@ def load_reference(
         task: of the run.
         names: rows of the run.
         class_ids: of every role, with images.
+        saw: models of the run, which saw the forget data, by what they are.
 
     Raises:
-        UserError: it cannot be loaded, does another task, lacks a class, or knows a forgotten one.
+        UserError: it cannot be loaded, does another task, lacks a class, knows a forgotten one, or
+            is a model that did.
     """
     try:
         loaded = load_base(source)
+        find_ffn_blocks(loaded.model)  # after which the audits look inside
     except UserError as error:
         raise UserError(f"--reference: {str(error).removeprefix('model: ')}") from None
     if loaded.task != task:
@@ -76,7 +86,53 @@ def load_reference(
             f"--reference: {source} does {loaded.task}, the run {task}; name a model of the same "
             "task"
         )
-    return Reference(loaded, match_rows(source, loaded.id2label, names, class_ids), level)
+    rows = match_rows(source, loaded.id2label, names, class_ids)
+    _refuse_seen(source, loaded, rows, [names[c] for c in class_ids.get("forget", ())], saw)
+    return Reference(loaded, rows, level)
+
+
+def _refuse_seen(
+    source: str,
+    loaded: Loaded,
+    rows: Sequence[int],
+    forget: Sequence[str],
+    saw: Mapping[str, Any],
+) -> None:
+    """Refuse a model that saw what the run forgets, though its labels no longer tell.
+
+    Rows of forgotten classes may have been left out of one that was swapped, or of the base; only
+    what a fine-tuned model has of its own makes it a reference.
+    """
+    notes = getattr(loaded.model.config, "kswap", None)
+    dropped = notes.get("dropped") if isinstance(notes, Mapping) else None
+    if gone := [name for name in forget if isinstance(dropped, list) and name in dropped]:
+        raise UserError(
+            f"--reference: {source} is a swapped model that saw {listed(gone)} and was exported "
+            "without; a reference never saw them, name one trained without"
+        )
+    for what, model in saw.items() if forget else ():
+        if _same_weights(loaded.model, rows, model):
+            raise UserError(
+                f"--reference: {source} has the weights of {what}, which saw {listed(forget)}; a "
+                "reference never saw them, name one trained without"
+            )
+
+
+def _same_weights(model: Any, rows: Sequence[int], other: Any) -> bool:
+    """Whether all weights are those of `other`, whose rows are the run's, but for its rows."""
+    ours, theirs = model.state_dict(), other.state_dict()
+    if ours.keys() != theirs.keys():
+        return False
+    pairs = [(own, row) for own, row in enumerate(rows) if 0 <= row < other.config.num_labels]
+    own_rows, run_rows = [own for own, _ in pairs], [row for _, row in pairs]
+    by_class = {f"{one.module}.{one.name}" for one in class_tensors(model)}
+    for name, tensor in ours.items():
+        wanted = theirs[name].to(tensor.device)
+        if name in by_class:
+            tensor, wanted = tensor[own_rows], wanted[run_rows]
+        if not torch.equal(tensor, wanted):
+            return False
+    return True
 
 
 def match_rows(
@@ -136,7 +192,7 @@ def describe(reference: Reference | None, base: Subject, subject: Subject | None
     note = NOTES[reference.level]
     valid = True
     if gap is None:
-        note += "; not compared with the base on retain: no test images"
+        note += "; not compared with the base on retain: fewer than two test units"
         valid = False
     else:
         valid = gap.low <= _MOST_APART and gap.high >= -_MOST_APART
@@ -154,6 +210,6 @@ def describe(reference: Reference | None, base: Subject, subject: Subject | None
 
 def _gap(base: Subject, subject: Subject) -> Interval | None:
     one, other = subject.of("retain", "test"), base.of("retain", "test")
-    if one is None or other is None:
+    if one is None or other is None or len(one) < _LEAST_UNITS:
         return None
     return paired_difference(one.hits(), other.hits())

@@ -127,9 +127,8 @@ def audit(
     curves, stopped, values = [], [], dict[str, Any]()
     for condition in conditions:
         if because := without.get(condition.trains) or without.get(condition.data):
-            table.rows.append(
-                [condition.name, not_available(because), *[None] * (len(table.columns) - 2)]
-            )
+            cells = [not_available(because)] * (len(table.columns) - 1)
+            table.rows.append([condition.name, *cells])
             continue
         # a reference has no rows that a relapse could fill
         asked = names if condition.share else names[:1]

@@ -165,7 +165,10 @@ def _by_class(case: Case) -> Table:
                 elif case.task == "classification":
                     cells.append(share_interval(answers.hits()[own]))
                 else:
-                    cells.append(answers.scores.per_class.get(class_id))
+                    score = answers.scores.per_class.get(class_id)
+                    cells.append(
+                        not_available("not in the images read") if score is None else score
+                    )
             table.rows.append([case.names[class_id], role, *cells])
     return table
 

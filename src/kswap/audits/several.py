@@ -24,12 +24,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kswap.audits.features import Observed
+from kswap.audits.features import Observed, check_numbers
 from kswap.audits.findings import Level
 from kswap.audits.quality import Models
 from kswap.audits.references import load_reference
 from kswap.audits.sampling import subset
-from kswap.audits.subjects import ReferenceLevel
+from kswap.audits.subjects import ReferenceLevel, SubjectName
 from kswap.audits.work import Note, Work, fit_reference_data, load_run, pixels_of
 from kswap.data import ImageSet, SwapData
 from kswap.errors import UserError
@@ -143,7 +143,7 @@ def gather(
                 theirs.append(dict(zip(digests, logits, strict=True)))
         bases.append(work.config.model)
         model = work.swapped.to(work.device)
-        logits = _logits(work, work.data, model, work.swapped_rows, rows)
+        logits = _logits("swapped", work, work.data, model, work.swapped_rows, rows)
         ours.append(dict(zip(digests, logits, strict=True)))
     common = sorted(set.intersection(*(set(one) for one in (*ours, *theirs))))
     if not common:
@@ -173,17 +173,21 @@ def logits_of_reference(
     work: Work, source: str, level: ReferenceLevel, rows: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """Return (images, rows of the run), −inf where the reference lacks a row."""
-    known = {"task": work.base.task, "names": work.data.id2label, "class_ids": work.class_ids}
-    work.reference = load_reference(source, level, **known)  # type: ignore[arg-type]
+    work.reference = load_reference(source, level, **work.for_references())
     work.reference_data = None
     fit_reference_data(work)
     model = work.reference.loaded.model.to(work.device)
     data = work.reference_data or work.data
-    return _logits(work, data, model, work.reference.rows, rows)
+    return _logits("reference", work, data, model, work.reference.rows, rows)
 
 
 def _logits(
-    work: Work, data: SwapData, model: Any, own: Sequence[int], rows: NDArray[np.int64]
+    name: SubjectName,
+    work: Work,
+    data: SwapData,
+    model: Any,
+    own: Sequence[int],
+    rows: NDArray[np.int64],
 ) -> NDArray[np.float64]:
     """Return (images, rows of the run), −inf where the model lacks a row."""
     images: ImageSet = subset(data.sets["forget"]["train"], rows)
@@ -194,7 +198,9 @@ def _logits(
             observed.in_rows(observed.model(**batch.inputs()).logits).cpu()
             for batch in example_batches(images, observed.pixels, size)
         ]
-    return np.asarray(torch.cat(parts).double().numpy())
+    found: NDArray[np.float64] = torch.cat(parts).double().numpy()
+    check_numbers(name, found)
+    return found
 
 
 def likeliest(logits: NDArray[np.float64], kept: Sequence[int]) -> NDArray[np.int64]:

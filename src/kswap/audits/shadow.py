@@ -75,7 +75,7 @@ def audit(case: Case, *, pairs: int = PAIRS) -> Finding:
     for name, subject in case.subjects.items():
         if lacking(subject) or (name == "reference" and case.reference_level == "R3"):
             why = lacking(subject) or "no reference"
-            table.rows.append([case.column(name), not_available(why), None, None, None, None])
+            table.rows.append([case.column(name), *[not_available(why)] * 5])
             continue
         for attack, (members, others, control) in attacks(subject, shadows).items():
             areas[name, attack] = auc(members, others)

@@ -61,6 +61,15 @@ class Work:
         """Row of the run for each row of the swapped model: the run's rows are its rows."""
         return list(range(len(self.data.id2label)))
 
+    def for_references(self) -> dict[str, Any]:
+        """Return what `load_reference` has to know of the run."""
+        return {
+            "task": self.base.task,
+            "names": self.data.id2label,
+            "class_ids": self.class_ids,
+            "saw": {"the run's base": self.base.model, "the run's own model": self.swapped},
+        }
+
 
 def load_run(run_dir: Path, results: Mapping[str, Any], *, level: Level, seed: int) -> Work:
     """Load the models and read the images of a run, as `kswap.evaluate` does."""
@@ -109,11 +118,6 @@ def find_reference(
     on_note: Note,
 ) -> Reference | None:
     """Return the reference that was named, or lies beside the run; None: there is none."""
-    known = {
-        "task": work.base.task,
-        "names": work.data.id2label,
-        "class_ids": work.class_ids,
-    }
     if train and named is None:
         raise UserError(
             "--train-reference: the base saw the classes to forget, and nothing that is trained on "
@@ -137,12 +141,12 @@ def find_reference(
             )
         level = "R2"
     if named is not None:
-        return load_reference(str(named), level or "R2", **known)  # type: ignore[arg-type]
+        return load_reference(str(named), level or "R2", **work.for_references())
     path = beside(run_dir.resolve())
     if path is None:
         return None
     try:
-        return load_reference(str(path), level or "R2", **known)  # type: ignore[arg-type]
+        return load_reference(str(path), level or "R2", **work.for_references())
     except UserError as error:
         on_note(f"the model beside the run is not used as its reference: {error}")
         return None

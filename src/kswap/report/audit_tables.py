@@ -14,6 +14,8 @@ def cell_text(cell: Any) -> str:
     """Return a cell as text: numbers with three digits, intervals in brackets."""
     if cell is None:
         return "–"
+    if isinstance(cell, Mapping) and cell["low"] is None:
+        return f"{cell['mean']:.3f} (n = {cell['n']}: no interval)"
     if isinstance(cell, Mapping):
         return f"{cell['mean']:.3f} [{cell['low']:.3f}, {cell['high']:.3f}]"
     if isinstance(cell, float):

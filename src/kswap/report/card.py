@@ -66,8 +66,13 @@ def card(results: Mapping[str, Any]) -> str:
         role: ", ".join(map(escape, members)) or "nothing" for role, members in classes.items()
     }
     trained_on = ", ".join(
-        f"{splits.get('train', 0)} {role}" for role, splits in results.get("images", {}).items()
+        escape(f"{splits.get('train', 0)} {role}")
+        for role, splits in results.get("images", {}).items()
     )
+    version, order, preset, seed = (
+        escape(str(results[key])) for key in ("kswap_version", "order", "preset", "seed")
+    )
+    stages = [[escape(cell) for cell in cells] for cells in rows(results)]
     pipeline = _PIPELINES[results["task"]]
     return f"""\
 ---
@@ -76,13 +81,13 @@ def card(results: Mapping[str, Any]) -> str:
 
 # {escape(shown_base(results))}, swapped
 
-Made by [kswap](https://pypi.org/project/kswap) {results["kswap_version"]}: \
-order {results["order"]}, preset
-{results["preset"]}, seed {results["seed"]}, {results["seconds"]["total"]:.0f} s, \
+Made by [kswap](https://pypi.org/project/kswap) {version}: \
+order {order}, preset
+{preset}, seed {seed}, {results["seconds"]["total"]:.0f} s, \
 training images: {trained_on}.
 
 * **Learned:** {listed["learn"]}
-* **{forgotten_heading(results)}:** {listed["forget"]}{_earlier(results)}
+* **{forgotten_heading({"order": order})}:** {listed["forget"]}{_earlier(results)}
 * **Retained:** {listed["retain"]}
 
 `report.html` shows what happened class by class, with pictures.
@@ -91,7 +96,7 @@ training images: {trained_on}.
 
 {_SCORES[results["score_name"]][0]} on the test split, in percent.
 
-{markdown(rows(results))}{_weights(results)}
+{markdown(stages)}{_weights(results)}
 
 {_class_table(results)}
 
