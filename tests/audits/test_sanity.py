@@ -229,6 +229,10 @@ def test_the_ladder():
     assert (without["level"], without["stopped_by"]) == ("suppressed", None)
     missing = {**good, **passed, "A4": replace(good["A2"], status="not available")}
     assert verdict(missing, level="strict", **said)["stopped_by"] == "A4"
+    inside = {**missing, "A5": replace(good["A5"], status="fail", reason="by 0.3")}
+    stopped = verdict(inside, level="strict", **said)
+    assert (stopped["level"], stopped["stopped_by"]) == ("suppressed", "A4")
+    assert stopped["reason"].endswith("; further up A5 stops it: by 0.3")
     some = {**good, "A3": good["A2"], "A4": good["A2"]}
     ended = verdict(some, level="strict", skip=("A7", "A9"), **said)
     assert (ended["level"], ended["stopped_by"]) == ("representation-consistent", None)

@@ -63,9 +63,8 @@ def verdict(
         so_far = "not available" if name == "suppressed" else reached
         unknown = [a for a in asked if a in findings and findings[a].status != "pass"]
         if unknown:
-            return _verdict(
-                so_far, unknown[0], f"{unknown[0]}: {findings[unknown[0]].reason}", notes
-            )
+            why = f"{unknown[0]}: {findings[unknown[0]].reason}{_later_failure(findings, name)}"
+            return _verdict(so_far, unknown[0], why, notes)
         absent = [a for a in asked if a not in findings]
         if absent:
             later = _later_failure(findings, name)
