@@ -88,8 +88,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         page = run / "report.html"
         opened = opening_s(page)
-        shown = "not measured (no Chromium)" if opened is None else f"{opened:.2f} s"
-        lines += ["", f"`report.html`: {page.stat().st_size / 1e6:.2f} MB; opens in {shown}."]
+        shown = (
+            "not opened, as there is no Chromium" if opened is None else f"opens in {opened:.2f} s"
+        )
+        lines += ["", f"`report.html`: {page.stat().st_size / 1e6:.2f} MB; {shown}."]
     write_section(f"cost {arguments.task}", "\n".join(lines), page="audits.md")
     return 0
 
