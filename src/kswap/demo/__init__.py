@@ -103,7 +103,6 @@ _KNOWN = {"roles": ["learn"], "objective": "restricted_distillation", "weight": 
 # The base has learnt the retained images by heart: their features say more than their answers.
 _FEATURES = {"roles": ["retain"], "objective": "feature_distillation", "weight": 1.0}
 _LAST = {"depth": "last-4"}
-_EVERYWHERE = ["head", "all"]
 _OWN: dict[str, dict[str, Any]] = {
     "classification": {
         # Photographs may be mirrored. Nothing is chosen on the run's own images: all of them train.
@@ -145,25 +144,20 @@ _BY_PRESET: dict[str, dict[str, dict[str, Any]]] = {
         # It forgets in more blocks, and its own terms hold features. Below the last six of nine
         # base and reference hold as much (docs/audits.md).
         "classification": {"stages": {"forget": {"depth": "last-6", "epochs": 11.5}}},
-        # The own loss of a mask classifier, a sum over masks and layers, is ten times what the
-        # preset's weights are meant for: beside it features stay where they are (LOG.md).
+        # A mask classifier's own loss, a sum over masks and layers, is twice that of the detector
+        # by which the preset's weights were chosen: its features would stay where they are.
         "segmentation": {
             "stages": {
                 "learn": {"depth": "last-5"},
                 "forget": {
                     "min_steps": 260,
-                    "streams": {
-                        role: {"batch_size": size}
-                        for role, size in (("learn", 8), ("retain", 8), ("forget", 16))
-                    },
                     "terms": {
                         "learn": {"weight": 9.0},
-                        "retain": {"weight": 5.0},
-                        "keep": {"weight": 5.0},
-                        "like": {"weight": 100.0, "layers": _EVERYWHERE},
+                        "forget": {"weight": 15.0},
+                        "like": {"weight": 100.0},
                         "blur": {"weight": 30.0},
                         "spread": {"weight": 12.0},
-                        "own": {"weight": 40.0, "layers": _EVERYWHERE},
+                        "own": {"weight": 40.0},
                     },
                 },
             }
