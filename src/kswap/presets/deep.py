@@ -61,7 +61,7 @@ _SCENES: dict[str, dict[str, Any]] = {
     "learn": {"weight": 14.0},
     "retain": {"weight": 5.0},
     "keep": {"weight": 5.0},
-    "forget": {"weight": 30.0},
+    "forget": {"weight": 45.0},
     "like": {"weight": 30.0, "layers": _EVERYWHERE},
     "blur": {"weight": 8.0},
     "spread": {"weight": 4.0},
