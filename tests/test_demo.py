@@ -119,7 +119,7 @@ def test_what_a_preset_of_the_demo_trains(preset, depth, tmp_path):
 
 @pytest.mark.parametrize("task", ["classification", "segmentation", "detection"])
 def test_the_demo_under_deep_weighs_features_as_the_preset_does(task, tmp_path):
-    """Where the demo's own settings have a term of the same name."""
+    """Where the demo's own settings have a term of the same name; segmentation's weigh more."""
     config = demo_config(task, tmp_path / "run", ["--preset", "deep"])
     preset = PRESETS["deep"][task]["stages"]
     for kind in ("learn", "forget"):
@@ -128,4 +128,8 @@ def test_the_demo_under_deep_weighs_features_as_the_preset_does(task, tmp_path):
         shared = {"like", "blur", "spread", "own"} & set(terms)
         assert shared
         for name in shared:
-            assert own[name].weight == terms[name]["weight"], (kind, name)
+            weight = terms[name]["weight"]
+            if (task, kind) == ("segmentation", "forget"):
+                assert own[name].weight >= 3 * weight, (kind, name)
+            else:
+                assert own[name].weight == weight, (kind, name)
