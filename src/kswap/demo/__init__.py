@@ -103,6 +103,7 @@ _KNOWN = {"roles": ["learn"], "objective": "restricted_distillation", "weight": 
 # The base has learnt the retained images by heart: their features say more than their answers.
 _FEATURES = {"roles": ["retain"], "objective": "feature_distillation", "weight": 1.0}
 _LAST = {"depth": "last-4"}
+_EVERYWHERE = ["head", "all"]
 _OWN: dict[str, dict[str, Any]] = {
     "classification": {
         # Photographs may be mirrored. Nothing is chosen on the run's own images: all of them train.
@@ -151,13 +152,18 @@ _BY_PRESET: dict[str, dict[str, dict[str, Any]]] = {
                 "learn": {"depth": "last-5"},
                 "forget": {
                     "min_steps": 260,
+                    "streams": {
+                        role: {"batch_size": size}
+                        for role, size in (("learn", 8), ("retain", 8), ("forget", 16))
+                    },
                     "terms": {
                         "learn": {"weight": 9.0},
-                        "forget": {"weight": 15.0},
-                        "like": {"weight": 100.0},
+                        "retain": {"weight": 5.0},
+                        "keep": {"weight": 5.0},
+                        "like": {"weight": 100.0, "layers": _EVERYWHERE},
                         "blur": {"weight": 30.0},
                         "spread": {"weight": 12.0},
-                        "own": {"weight": 40.0},
+                        "own": {"weight": 40.0, "layers": _EVERYWHERE},
                     },
                 },
             }
