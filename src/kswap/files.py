@@ -34,12 +34,9 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def remove_unfinished(folder: Path) -> None:
     """Remove what `write_bytes` of a process that was killed, of this machine, left in a folder."""
-    names = re.compile(rf"\..+\.{re.escape(_host())}-(\d+)\.tmp")
-    for path in folder.glob(".*.tmp"):
-        found = names.fullmatch(path.name)
-        if found and not _lives(int(found[1])):
-            with contextlib.suppress(OSError):
-                path.unlink()
+    for path in _of_the_dead(folder, r"\..+\.", r"\.tmp"):
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def write_folder(to_dir: Path, write: Callable[[Path], None]) -> Path:
@@ -67,15 +64,22 @@ def write_folder(to_dir: Path, write: Callable[[Path], None]) -> Path:
 
 def _remove_leftovers(to_dir: Path) -> None:
     """Remove temporary folders of `write_folder` whose process, of this machine, is gone."""
-    names = re.compile(rf"\.{re.escape(to_dir.name)}\.(?:new|old)-{re.escape(_host())}-(\d+)")
-    for path in to_dir.parent.iterdir():
-        found = names.fullmatch(path.name)
-        if found and not _lives(int(found[1])):
-            shutil.rmtree(path, ignore_errors=True)
+    for path in _of_the_dead(to_dir.parent, rf"\.{re.escape(to_dir.name)}\.(?:new|old)-"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _owner() -> str:
+    """Return what this process's temporary names hold."""
     return f"{_host()}-{os.getpid()}"
+
+
+def _of_the_dead(folder: Path, before: str, behind: str = "") -> Iterator[Path]:
+    """Yield what lies in a folder whose owner, of this machine, is gone; patterns around it."""
+    names = re.compile(rf"{before}{re.escape(_host())}-(\d+){behind}")
+    for path in folder.iterdir():
+        found = names.fullmatch(path.name)
+        if found and not _lives(int(found[1])):
+            yield path
 
 
 def _host() -> str:
