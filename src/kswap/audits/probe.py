@@ -25,7 +25,7 @@ from threadpoolctl import ThreadpoolController
 
 from kswap.audits.features import BEFORE_HEAD
 from kswap.audits.findings import Cell, Curve, Finding, Interval, Table, missing, not_available
-from kswap.audits.statistics import difference, t_interval
+from kswap.audits.statistics import LEAST_UNITS, difference, t_interval
 from kswap.audits.subjects import NO_FORGET, Case, Subject
 
 TITLE = "Layer probe"
@@ -36,7 +36,6 @@ SEEDS = 3
 _DRAWN = 0.8
 """Share of the train units of each class that a repetition is fitted on."""
 _LEAST_GAP = 0.02
-_LEAST_TESTS = 2
 MARGIN = 0.02
 """A probe counts as stronger than the reference's from so much on."""
 
@@ -149,8 +148,8 @@ def lacking(subject: Subject) -> str:
             if subject.of(role, split) is None:
                 return f"no {split} images of {role}"
     tests = subject.of("forget", "test")
-    if tests is not None and len(tests) < _LEAST_TESTS:
-        return f"{len(tests)} test unit of forget, {_LEAST_TESTS} are needed for an interval"
+    if tests is not None and len(tests) < LEAST_UNITS:
+        return f"{len(tests)} test unit of forget, {LEAST_UNITS} are needed for an interval"
     return ""
 
 

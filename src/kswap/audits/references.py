@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from kswap.audits.findings import Interval
-from kswap.audits.statistics import paired_difference
+from kswap.audits.statistics import LEAST_UNITS, paired_difference
 from kswap.audits.subjects import ReferenceLevel, Subject, control_of
 from kswap.data.labels import LabelIndex
 from kswap.data.text import listed, one_line
@@ -27,8 +27,6 @@ from kswap.settings import Role
 
 _MOST_APART = 0.01
 """A valid reference's retain score is within so much of the base's."""
-_LEAST_UNITS = 2
-"""One leaves open how far apart two models are."""
 NOTES: Mapping[ReferenceLevel, str] = {
     "R1": "trained from scratch on retain and learn, as its user says",
     "R2": "a pretrained backbone fine-tuned without the forget data; its pretraining may hold the "
@@ -210,6 +208,6 @@ def describe(reference: Reference | None, base: Subject, subject: Subject | None
 
 def _gap(base: Subject, subject: Subject) -> Interval | None:
     one, other = subject.of("retain", "test"), base.of("retain", "test")
-    if one is None or other is None or len(one) < _LEAST_UNITS:
+    if one is None or other is None or len(one) < LEAST_UNITS:
         return None
     return paired_difference(one.hits(), other.hits())

@@ -18,6 +18,9 @@ from kswap.audits.findings import Interval
 
 Numbers = NDArray[np.float64]
 
+LEAST_UNITS = 2
+"""One leaves open how far apart two models are."""
+
 
 def t_interval(values: Sequence[float] | NDArray[Any]) -> Interval:
     """Return mean and 95 % t-interval of repetitions; without an extent where there is one only."""
@@ -49,7 +52,7 @@ def paired_difference(one: NDArray[Any], other: NDArray[Any], *, num_tests: int 
     """
     differences = np.asarray(one, np.float64) - np.asarray(other, np.float64)
     mean, count = float(differences.mean()), len(differences)
-    spread = differences.std(ddof=1) / math.sqrt(count) if count > 1 else math.inf
+    spread = differences.std(ddof=1) / math.sqrt(count) if count >= LEAST_UNITS else math.inf
     half = float(stats.norm.ppf(1 - 0.025 / max(num_tests, 1)) * spread)
     return Interval(mean, mean - half, mean + half, count)
 
