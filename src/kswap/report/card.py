@@ -87,7 +87,7 @@ order {order}, preset
 training images: {trained_on}.
 
 * **Learned:** {listed["learn"]}
-* **{forgotten_heading({"order": order})}:** {listed["forget"]}{_earlier(results)}
+* **{forgotten_heading(order)}:** {listed["forget"]}{_earlier(results)}
 * **Retained:** {listed["retain"]}
 
 `report.html` shows what happened class by class, with pictures.
@@ -120,9 +120,8 @@ answer = pipeline("{pipeline}", model="model")  # this folder's model/
 """
 
 
-def forgotten_heading(results: Mapping[str, Any]) -> str:
+def forgotten_heading(order: str) -> str:
     """Return what stands before the classes to forget."""
-    order = str(results["order"])
     return "Forgotten" if forgets(order) else f"To forget (no stage of order {order} did)"
 
 

@@ -88,7 +88,7 @@ def context_of(record: RunRecord, *, base_name: str) -> dict[str, Any]:
         "results": results,
         "base_name": base_name,
         "classes": classes,
-        "verbs": {**VERBS, "forget": forgotten_heading(results)},
+        "verbs": {**VERBS, "forget": forgotten_heading(str(results["order"]))},
         "score_name": SCORES.get(results["score_name"], results["score_name"]),
         "stages": results["stages"],
         "headings": [heading(name) for name in names],
