@@ -17,6 +17,8 @@ from conftest import NEW, OLD, tiny_processor, tiny_vit, write_colours
 
 import kswap
 from kswap.cli import main
+from kswap.errors import UserError
+from kswap.options import parse
 
 
 def run(values: dict, folder: Path, *words: str) -> list[str]:
@@ -370,6 +372,13 @@ def test_bad_commands(tmp_path, monkeypatch, capsys, words, named):
     monkeypatch.chdir(tmp_path)
     assert named in refused(words, capsys)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_behind_skip_is_a_run(tmp_path):
+    told = parse(["audit", "--skip", "A7", "A8", str(tmp_path)])
+    assert (told.run, told.skip) == ([tmp_path], ["A7", "A8"])
+    with pytest.raises(UserError, match="required: run"):
+        parse(["audit", "--skip", "A7", str(tmp_path / "missing")])
 
 
 def test_traceback_is_shown_on_request(capsys):

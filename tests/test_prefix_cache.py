@@ -132,9 +132,10 @@ def test_the_adapter_of_frozen_blocks_stays_as_it_was(tmp_path):
     )
 
 
-def test_auto_takes_the_fewest_blocks_that_hold_a_quarter_of_the_squared_gradient(tmp_path):
-    assert blocks_needed([1.0] * 12) == 3
-    assert blocks_needed([9.0, 1.0, 1.0, 1.0]) == 3
+def test_auto_takes_the_fewest_blocks_that_hold_their_share_of_the_squared_gradient(tmp_path):
+    assert blocks_needed([1.0] * 12) == 2
+    assert blocks_needed([1.0] * 12, share=0.25) == 3
+    assert blocks_needed([17.0, 1.0, 1.0, 1.0]) == 3
     assert blocks_needed([1.0, 1.0, 9.0]) == 1
     assert blocks_needed([0.0, 0.0]) == 2
     notes: list[str] = []

@@ -62,7 +62,18 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         lists = "; a list is one word, such as '[red, green]'" if overrides else ""
         options[arguments.command].error(f"unrecognized: {' '.join(unknown)}{lists}")
     arguments.overrides = overrides
+    if arguments.command == "audit":
+        _take_runs_from_skip(arguments, options["audit"])
     return arguments
+
+
+def _take_runs_from_skip(arguments: argparse.Namespace, parser: _Parser) -> None:
+    """Of `--skip A7 RUN`, all of which argparse gives to --skip, give the folders to `run`."""
+    folders = [word for word in arguments.skip if Path(word).is_dir()]
+    arguments.skip = [word for word in arguments.skip if word not in folders]
+    arguments.run += map(Path, folders)
+    if not arguments.run:
+        parser.error("the following arguments are required: run")
 
 
 def _add_commands(parser: _Parser) -> dict[str, _Parser]:
@@ -125,7 +136,7 @@ def _add_audit(command: _Parser) -> None:
     command.add_argument(
         "run",
         type=Path,
-        nargs="+",
+        nargs="*",
         help="folder of a finished run; several of one config with other seeds also get A4, which "
         "takes 5 of them, best of 5 bases, and 5 references",
     )
@@ -158,6 +169,7 @@ def _add_audit(command: _Parser) -> None:
     command.add_argument(
         "--skip",
         nargs="+",
+        action="extend",
         metavar="ID",
         default=[],
         help="audits to leave out, such as A7, the longest; the verdict says so",

@@ -418,7 +418,7 @@ class StageConfig(Frozen):
     cross-entropy on forget images when the stage begins (SalUn). None: all."""
     depth: Depth = "all"
     """Blocks whose adapter trains: `all`; `last-K`, the K last ones in the order of the forward; or
-    `auto`, the fewest last ones that hold a quarter of the squared gradient when it begins. What
+    `auto`, the fewest last ones that hold 15 % of the squared gradient when it begins. What
     lies below them does not change, and is computed once for each image where
     `training.prefix_cache` allows."""
     consolidation: NonNegative = 0.0

@@ -83,26 +83,37 @@ def test_of_a_model_that_never_saw_the_classes_it_says_forgotten(name):
     assert found.status == "pass", found.reason
 
 
-@pytest.mark.parametrize("name", ["A3", "A5", "A6", "A7", "A9"])
-def test_one_test_unit_is_no_evidence(name):
-    given = untouched()
-
-    def of_one_unit(subject):
+def with_few_tests(case, count):
+    def of(subject):
         tests = subject.answers["forget"]["test"]
-        one = replace(
+        rows = np.linspace(0, len(tests) - 1, count).astype(int)  # of all classes
+        few = replace(
             tests,
-            layers={layer: rows[:1] for layer, rows in tests.layers.items()},
-            **{f: getattr(tests, f)[:1] for f in ("logits", "class_ids", "found", "images")},
+            layers={layer: found[rows] for layer, found in tests.layers.items()},
+            **{f: getattr(tests, f)[rows] for f in ("logits", "class_ids", "found", "images")},
         )
-        forget = {**subject.answers["forget"], "test": one}
+        forget = {**subject.answers["forget"], "test": few}
         return replace(subject, answers={**subject.answers, "forget": forget})
 
-    few = {n: of_one_unit(getattr(given, n)) for n in ("base", "swapped", "reference")}
-    found = AUDITS[name](replace(given, **few))
+    return replace(case, **{n: of(getattr(case, n)) for n in ("base", "swapped", "reference")})
+
+
+@pytest.mark.parametrize("name", ["A3", "A5", "A6", "A7", "A9"])
+def test_one_test_unit_is_no_evidence(name):
+    found = AUDITS[name](with_few_tests(untouched(), 1))
     assert (found.status, found.reason) == (
         "not available",
         "1 test unit of forget, 2 are needed for an interval",
     )
+
+
+@pytest.mark.parametrize("name", ["A5", "A6"])
+def test_a_few_test_units_never_pass(name):
+    assert AUDITS[name](with_few_tests(untouched(), 7)).status != "pass"
+    found = AUDITS[name](with_few_tests(forgotten(), 7))
+    assert found.status == "not available"
+    assert "on 7 test units of forget: with fewer than 8" in found.reason
+    assert AUDITS[name](with_few_tests(forgotten(), 8)).status == "pass"
 
 
 @pytest.mark.parametrize("audit", [membership, anomaly])

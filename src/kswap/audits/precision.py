@@ -124,7 +124,6 @@ def audit(case: Case, look: Look) -> Finding:
     back = [v for v in VARIANTS if _number(seen["swapped"][v], "forget") > most]
     gains = _gains(restored) if len(names) == 2 else {}
     worse = [v for v, gain in gains.items() if gain.above(_MARGIN)]
-    status = case.status(failed=bool(back or worse))
     parts = [
         f"{what}: {', '.join(which)}"
         for what, which in (
@@ -140,6 +139,7 @@ def audit(case: Case, look: Look) -> Finding:
         name: {v: _number(subject, "forget") for v, subject in of.items()}
         for name, of in seen.items()
     }
+    status, reason = case.decision(reason, failed=bool(back or worse))
     return Finding(TITLE, QUESTION, status, reason, (table,), (), {**values, "gains": gains})
 
 

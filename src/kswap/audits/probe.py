@@ -108,9 +108,8 @@ def audit(case: Case, *, layers: Sequence[str] | None = None) -> Finding:
         },
         "excess over the reference": excess,
     }
-    return Finding(
-        TITLE, QUESTION, case.status(failed=bool(over)), reason, (table,), (curve,), values
-    )
+    status, reason = case.decision(reason, failed=bool(over))
+    return Finding(TITLE, QUESTION, status, reason, (table,), (curve,), values)
 
 
 def _reason(

@@ -146,9 +146,8 @@ def audit(
     )
     if not case.decides:
         reason = case.without_decision()
-    return Finding(
-        TITLE, QUESTION, case.status(failed=bool(stopped)), reason, (table,), tuple(curves), values
-    )
+    status, reason = case.decision(reason, failed=bool(stopped))
+    return Finding(TITLE, QUESTION, status, reason, (table,), tuple(curves), values)
 
 
 def _comes_back(

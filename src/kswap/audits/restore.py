@@ -91,10 +91,11 @@ def audit(case: Case) -> Finding:
     values = {
         method: {name: _score(of[method], 0) for name, of in restored.items()} for method in methods
     }
+    status, reason = case.decision(reason, failed=bool(over))
     return Finding(
         TITLE,
         QUESTION,
-        case.status(failed=bool(over)),
+        status,
         reason,
         (table,),
         (),

@@ -94,10 +94,11 @@ def audit(case: Case, *, pairs: int = PAIRS) -> Finding:
     if not case.decides:
         reason += f"; {case.without_decision()}"
     values: dict[str, Any] = {f"{name}, {attack}": area for (name, attack), area in areas.items()}
+    status, reason = case.decision(reason, failed=bool(over))
     return Finding(
         TITLE,
         QUESTION,
-        case.status(failed=bool(over)),
+        status,
         reason,
         (table,),
         (),

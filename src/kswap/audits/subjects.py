@@ -21,6 +21,11 @@ from kswap.settings import ROLES, Role, Split
 SubjectName = Literal["base", "swapped", "reference"]
 ReferenceLevel = Literal["R1", "R2", "R3"]
 
+LEAST_TESTS = 8
+"""Test units of forget that a pass needs. Where all n agree, differences of up to −ln(α) / n stay
+within a 1 − α interval (rule of three): at the α of seventy layers or ways that are read together,
+no difference would show with fewer."""
+
 
 @dataclass(frozen=True)
 class Answers:
@@ -132,6 +137,21 @@ class Case:
     def status(self, *, failed: bool) -> Status:
         """Return the status of a comparison with the reference."""
         return ("fail" if failed else "pass") if self.decides else "info"
+
+    def decision(self, reason: str, *, failed: bool) -> tuple[Status, str]:
+        """Return the status of a comparison on forget-test units, and its reason.
+
+        What a few units cannot show is not passed.
+        """
+        status = self.status(failed=failed)
+        tests = self.swapped.of("forget", "test")
+        count = 0 if tests is None else len(tests)
+        if status == "pass" and count < LEAST_TESTS:
+            return "not available", (
+                f"{reason}, on {count} test units of forget: with fewer than {LEAST_TESTS} no "
+                "difference, however large, would be beyond chance"
+            )
+        return status, reason
 
     def without_decision(self) -> str:
         """Return what a reason says where nothing is decided."""

@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from kswap.objectives import has_role
 from kswap.plan import Stage
 from kswap.training.loop import Trainee, compute_terms, set_modes, step_seed, units_of
 from kswap.training.optimiser import Trainables
@@ -19,10 +20,10 @@ from kswap.training.streams import Streams
 
 _TRIES = 4
 """Batches that the probe of `auto` looks into for one with a gradient: scenes may lack a class."""
-_SHARE = 0.25
+_SHARE = 0.15
 """Share of the squared gradient that the blocks found by `auto` hold. Gradients of a transformer
-hardly fall towards its input, while a step costs as much as it has blocks: on validation images a
-quarter ended no worse than a half or all of it, at half the cost (LOG.md, 2026-11-26)."""
+hardly fall towards its input, while a step costs as much as it has blocks: on images in no split
+so much ended no worse than a quarter, a half or all of it (LOG.md, 2026-11-26)."""
 
 
 def num_frozen_as_said(stage: Stage, total: int) -> int | None:
@@ -91,6 +92,11 @@ def _squared_gradients(trainee: Trainee, stage: Stage, streams: Streams) -> list
     for step in range(min(_TRIES, streams.num_steps)):
         batch = streams.batch(step)
         divisors = trainee.task.divisors(batch.samples, batch.roles, terms, view)
+        if trainee.task.units_are_images:  # those of other roles have no part in these terms
+            roles = [role for term in terms.values() for role in term.roles]
+            batch = batch.rows(has_role(batch.roles, roles).nonzero()[:, 0].numpy())
+        if not len(batch):
+            continue
         values = compute_terms(units_of(trainee, stage, batch), terms, divisors)
         if not values:
             continue

@@ -55,18 +55,25 @@ class Batch:
     def __len__(self) -> int:
         return len(self.samples)
 
+    def rows(self, chosen: slice | NDArray[np.int64]) -> Batch:
+        """Return some images."""
+
+        def of(kept: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:
+            return None if kept is None else {name: rows[chosen] for name, rows in kept.items()}
+
+        return Batch(
+            self.samples.rows(chosen),
+            self.roles[chosen],
+            of(self.teacher),
+            self.noise[chosen],
+            of(self.kept),
+            None if self.untaught is None else self.untaught[chosen],
+        )
+
     def split(self, num_parts: int) -> Iterator[Batch]:
         """Cut into at most `num_parts` micro-batches with the same share of every stream."""
         for part in range(min(num_parts, len(self))):
-            rows = slice(part, None, num_parts)
-            yield Batch(
-                self.samples.rows(rows),
-                self.roles[rows],
-                None if self.teacher is None else {k: v[rows] for k, v in self.teacher.items()},
-                self.noise[rows],
-                None if self.kept is None else {k: v[rows] for k, v in self.kept.items()},
-                None if self.untaught is None else self.untaught[rows],
-            )
+            yield self.rows(slice(part, None, num_parts))
 
 
 @dataclass(frozen=True)
