@@ -24,6 +24,7 @@ from kswap.audits.statistics import (
     auc,
     harmonic_mean,
     holm,
+    jackknife,
     paired_difference,
     share_interval,
     softmax,
@@ -57,6 +58,15 @@ def test_intervals():
     assert (share.low, share.high) == pytest.approx((wilson.low, wilson.high))
     assert share_interval([True] * 10).low < 1  # ten of ten do not show certainty
     assert paired_difference([1, 1, 0], [0, 1, 0]).mean == pytest.approx(1 / 3)
+
+
+def test_the_jackknife_of_a_mean_is_its_t_interval():
+    values = np.array([0.2, 0.5, 0.4, 0.7, 0.3])
+    without = [float(np.delete(values, n).mean()) for n in range(5)]
+    found, wanted = jackknife(float(values.mean()), without, 5), t_interval(values)
+    assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high))
+    assert found.n == 5
+    assert jackknife(0.9, [0.5, 0.9], 2).high == 1.0  # a score ends there
 
 
 def test_a_rate_that_the_images_cannot_show_is_none():

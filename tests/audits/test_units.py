@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 import torch
 from criteria_models import DETECTORS, MASKS, PER_PIXEL, SIDE
 from models.families import FAMILIES, tiny_inputs
 
+from kswap.audits import features, scene_units
 from kswap.audits.features import BEFORE_HEAD, ImageUnits, Observed
 from kswap.audits.scene_units import ObjectUnits, RegionUnits
-from kswap.data.sets import OPEN, ImageSet
+from kswap.data.sets import OPEN, Boxes, ImageSet
 from kswap.models.checks import repair_config
 from kswap.models.tokens import box_masks, pooled, scales_of
 from kswap.tasks import Examples
+from kswap.tasks.answers import Detections
 from kswap.tasks.inside import read_by_head
 
 ORDER = (4, 2, 0, 1, 3)
@@ -83,6 +87,71 @@ def test_objects_and_regions_of_every_family(family):
     assert torch.isfinite(batch.logits[:, :5]).all()
     if family in PER_PIXEL:
         assert all((rows[0] - rows[1]).abs().max() > 0 for rows in batch.layers.values())
+
+
+def off_by(logits):
+    """Return (images,) from 0 to 0.2: another number for every image, whatever its batch."""
+    return logits.nan_to_num(neginf=0.0).flatten(1).abs().sum(1).frac() * 0.2
+
+
+def near_boxes(logits, boxes, **settings):
+    truth = torch.tensor([[0.0, 0.0, 0.5, 0.5], [0.5, 0.5, 1.0, 1.0]])
+    ids = torch.tensor([0, 3])
+    return [Detections(truth + off, torch.ones(2), ids) for off in off_by(logits)]
+
+
+def near_maps(logits, masks, size, **settings):
+    maps = torch.full((len(logits), *size), 3)
+    for image, off in enumerate(off_by(logits)):
+        maps[image, :, : int(size[1] * (0.5 + off))] = 0
+    return maps
+
+
+@pytest.mark.parametrize("kind", [ObjectUnits, RegionUnits])
+def test_scores_without_a_group_of_images_are_those_of_the_others(kind, monkeypatch):
+    monkeypatch.setattr(scene_units, "NUM_GROUPS", 2)
+    monkeypatch.setattr(features, "NUM_GROUPS", 2)
+    monkeypatch.setattr(scene_units, "detections", near_boxes)
+    monkeypatch.setattr(scene_units, "semantic_map_from_queries", near_maps)
+    model = DETECTORS["detr"]() if kind is ObjectUnits else MASKS["maskformer"]()
+    repair_config(model)
+    observed = Observed.of(model, ORDER, 6, lambda images, sizes=None: images)
+    pixels = torch.randn(4, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    whole = examples(pixels)
+
+    def scored(rows):
+        some = Examples(
+            **{
+                field.name: (
+                    value[rows]
+                    if isinstance(value := getattr(whole, field.name), torch.Tensor)
+                    else None
+                    if value is None
+                    else tuple(value[row] for row in rows)
+                )
+                for field in fields(Examples)
+            }
+        )
+        boxes = tuple(
+            Boxes(b.numpy(), i.numpy(), c.numpy())
+            for b, i, c in zip(some.boxes, some.box_ids, some.crowd, strict=True)
+        )
+        images = ImageSet(
+            np.zeros((len(rows), SIDE, SIDE, 3), np.uint8),
+            np.zeros(len(rows), np.int64),
+            boxes=boxes,
+            covered=(0, 2, 3),
+        )
+        units = kind(observed, (0, 3), images)
+        with torch.inference_mode():
+            units.add(some)
+        return units.scores(images), units.scores_without(images)
+
+    _, (without_even, without_odd) = scored([0, 1, 2, 3])
+    assert without_even == scored([1, 3])[0]
+    assert without_odd == scored([0, 2])[0]
+    assert 0 < without_even.total != without_odd.total
+    assert scored([0])[1] == []
 
 
 def test_of_the_stacked_layers_of_an_auxiliary_loss_the_last_is_read():

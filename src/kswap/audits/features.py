@@ -27,6 +27,8 @@ from kswap.tasks import Examples, Pixels, Scores, example_batches
 
 Sets = Mapping[Role, Mapping[Split, ImageSet]]
 BEFORE_HEAD = "before the head"
+NUM_GROUPS = 10
+"""Groups that the images of a set are dealt out to in turn, for the jackknife."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,11 @@ class Observed:
         return mapped.movedim(-1, axis)
 
 
+def num_groups(count: int) -> int:
+    """Return how many groups `count` images are dealt out to; 0 where one says nothing."""
+    return min(count, NUM_GROUPS) if count > 1 else 0
+
+
 @dataclass
 class Batch:
     """Units of one batch, as a task returns them."""
@@ -97,6 +104,9 @@ class Units(Protocol):
 
     def scores(self, images: ImageSet) -> Scores | None:
         """Return the task's number over what was added."""
+
+    def scores_without(self, images: ImageSet) -> Sequence[Scores]:
+        """Return it without each of `NUM_GROUPS` groups of images; nothing where it is a share."""
 
 
 def observe(
@@ -185,6 +195,7 @@ def _collect(
         found=joined("found").astype(bool),
         images=joined("images").astype(np.int64),
         scores=units.scores(images),
+        without=units.scores_without(images),
         extra=counts,
     )
 
@@ -230,6 +241,10 @@ class ImageUnits:
             int(c): float(hits[images.class_ids == c].mean()) for c in np.unique(images.class_ids)
         }
         return Scores(float(hits.mean()), per_class)
+
+    def scores_without(self, images: ImageSet) -> Sequence[Scores]:
+        """Return nothing: top-1 is a share of images."""
+        return ()
 
 
 def _linear_head(

@@ -8,13 +8,14 @@ that query answers; on a region, the mean over its pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from kswap.audits.features import BEFORE_HEAD, Batch, Observed
+from kswap.audits.features import BEFORE_HEAD, NUM_GROUPS, Batch, Observed, num_groups
 from kswap.audits.layers import Tap, tapped
 from kswap.data import ImageSet
 from kswap.models.answering import most_answers
@@ -173,6 +174,18 @@ class ObjectUnits(_SceneUnits):
         """Return mAP of the role's classes."""
         return coco_map(self._answers, images, class_ids=self.class_ids)
 
+    def scores_without(self, images: ImageSet) -> Sequence[Scores]:
+        """Return mAP without each group of images."""
+        return [
+            coco_map(
+                self._answers,
+                images,
+                class_ids=self.class_ids,
+                rows=[row for row in range(len(images)) if row % NUM_GROUPS != group],
+            )
+            for group in range(num_groups(len(images)))
+        ]
+
     def _with_nothing(self, logits: Tensor) -> Tensor:
         """Where each class has a yes or no of its own, nothing has log-odds 0.
 
@@ -213,7 +226,9 @@ class RegionUnits(_SceneUnits):
 
     def __init__(self, observed: Observed, class_ids: Sequence[int], images: ImageSet) -> None:
         super().__init__(observed, class_ids, images)
-        self._iou = IoU(class_ids, images.covered)
+        self._new_counts = partial(IoU, class_ids, images.covered)
+        self._groups = [self._new_counts() for _ in range(NUM_GROUPS)]
+        self._seen = 0
 
     def add(self, examples: Examples) -> Batch:
         """Do one forward."""
@@ -230,7 +245,8 @@ class RegionUnits(_SceneUnits):
             shares = torch.einsum("bqc,bqhw->bchw", of_query, query_masks.float().sigmoid())
             shares = shares / shares.sum(1, keepdim=True).clamp_min(1e-12)
         for answer, truth in zip(answers, examples.masks, strict=True):
-            self._iou.update(answer.cpu().numpy(), truth.cpu().numpy())
+            self._groups[self._seen % NUM_GROUPS].update(answer.cpu().numpy(), truth.cpu().numpy())
+            self._seen += 1
         ids, masks, queries, means = [], [], [], []
         for image, truth in enumerate(examples.masks):
             there = torch.unique(truth)
@@ -255,7 +271,15 @@ class RegionUnits(_SceneUnits):
 
     def scores(self, images: ImageSet) -> Scores:
         """Return the mean IoU of the role's classes."""
-        return self._iou.scores()
+        return IoU.together([self._new_counts(), *self._groups]).scores()
+
+    def scores_without(self, images: ImageSet) -> Sequence[Scores]:
+        """Return mean IoU without each group of images."""
+        found = []
+        for group in range(num_groups(len(images))):
+            others = [counts for n, counts in enumerate(self._groups) if n != group]
+            found.append(IoU.together([self._new_counts(), *others]).scores())
+        return found
 
 
 def _over_region(shares: Float[Tensor, "classes h w"], masks: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from kswap.audits.findings import Cell, Finding, Interval, Table, missing, not_available
-from kswap.audits.statistics import harmonic_mean, share_interval
+from kswap.audits.statistics import harmonic_mean, jackknife, share_interval
 from kswap.audits.subjects import NO_FORGET, Answers, Case, Subject
 from kswap.settings import Role, Split
 
@@ -125,7 +125,16 @@ def _cell(case: Case, name: str, role: Role, split: Split) -> Cell | Interval:
         return not_available("no images")
     if case.task == "classification":
         return share_interval(answers.hits())
-    return float(answers.scores.total)
+    without = [scores.total for scores in answers.without]
+    return _spread(float(answers.scores.total), without, answers)
+
+
+def _spread(score: float, without: Sequence[float | None], answers: Answers) -> Interval | float:
+    """Return a score over images with its interval; as it is, where groups of images lack it."""
+    known = [value for value in without if value is not None]
+    if len(known) < len(without) or not known:
+        return score
+    return jackknife(score, known, len(np.unique(answers.images)))
 
 
 def _by_role(case: Case, score_name: str) -> Table:
@@ -166,8 +175,11 @@ def _by_class(case: Case) -> Table:
                     cells.append(share_interval(answers.hits()[own]))
                 else:
                     score = answers.scores.per_class.get(class_id)
+                    without = [scores.per_class.get(class_id) for scores in answers.without]
                     cells.append(
-                        not_available("not in the images read") if score is None else score
+                        not_available("not in the images read")
+                        if score is None
+                        else _spread(score, without, answers)
                     )
             table.rows.append([case.names[class_id], role, *cells])
     return table

@@ -32,6 +32,23 @@ def t_interval(values: Sequence[float] | NDArray[Any]) -> Interval:
     return Interval(mean, mean - half, mean + half, len(array))
 
 
+def jackknife(whole: float, without: Sequence[float], count: int) -> Interval:
+    """Return a number over a set of images with its 95 % interval, by the delete-a-group jackknife.
+
+    For numbers that are no mean over images, such as mean IoU and average precision. The groups are
+    of equal size, up to one image; Shao and Wu (1989).
+
+    Args:
+        whole: over all images.
+        without: over all but those of each group, of two groups or more.
+        count: images.
+    """
+    groups = len(without)
+    spread = math.sqrt((groups - 1) * float(np.var(np.asarray(without, np.float64))))
+    half = float(stats.t.ppf(0.975, groups - 1)) * spread
+    return Interval(whole, max(0.0, whole - half), min(1.0, whole + half), count)
+
+
 def share_interval(hits: NDArray[Any] | Sequence[bool]) -> Interval:
     """Return a share of images with Wilson's 95 % interval."""
     array = np.asarray(hits, np.float64)

@@ -43,6 +43,8 @@ class Answers:
     """(units,): the image within the set."""
     scores: Any = None
     """`kswap.tasks.Scores` over the images, of the task's own number."""
+    without: Sequence[Any] = ()
+    """The same without each of a few groups of images; empty where a unit is an image."""
     extra: Mapping[str, float] = field(default_factory=dict)
     """Counts that only a task has, by name."""
 

@@ -14,7 +14,13 @@ from kswap.tasks import Scores
 from kswap.tasks.answers import Detections
 
 
-def coco_map(found: Sequence[Detections], images: ImageSet, *, class_ids: Sequence[int]) -> Scores:
+def coco_map(
+    found: Sequence[Detections],
+    images: ImageSet,
+    *,
+    class_ids: Sequence[int],
+    rows: Sequence[int] | None = None,
+) -> Scores:
     """Return mAP over IoU 0.50:0.95 and all sizes, AP of each class, AP50 and AP75.
 
     Only classes of the role that the annotations cover and that occur are scored. Crowds are
@@ -24,18 +30,22 @@ def coco_map(found: Sequence[Detections], images: ImageSet, *, class_ids: Sequen
         found: answers on each image of the set.
         images: with boxes.
         class_ids: of the role.
+        rows: the images that are scored; None: all.
     """
     assert images.boxes is not None
+    rows = range(len(images.boxes)) if rows is None else rows
     covered = set(map(int, images.covered)) if images.covered else set(map(int, class_ids))
-    occurring = {int(c) for b in images.boxes for c in b.class_ids[~b.crowd]}
+    there = [images.boxes[row] for row in rows]
+    occurring = {int(c) for b in there for c in b.class_ids[~b.crowd]}
     scored = sorted({int(c) for c in class_ids} & covered & occurring)
     if not scored:
         return Scores(0.0, {})
     annotations: list[dict[str, Any]] = []
     answers: list[dict[str, Any]] = []
     pictures: list[dict[str, Any]] = []
-    for number, (truth, answer) in enumerate(zip(images.boxes, found, strict=True), start=1):
-        height, width = _size(images, number - 1)
+    for number, (row, truth) in enumerate(zip(rows, there, strict=True), start=1):
+        answer = found[row]
+        height, width = _size(images, row)
         scale = np.array([width, height, width, height], dtype=np.float64)
         pictures.append({"id": number, "height": height, "width": width})
         for box, class_id, crowd in zip(truth.boxes, truth.class_ids, truth.crowd, strict=True):
