@@ -361,10 +361,10 @@ def test_files_that_change_meanwhile(
     everything: Path, build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def change(done: int, total: int) -> None:
-        for path in everything.glob("dog/*.png"):
+        for path in everything.glob("dog/*.png") if done == total else ():
             noise(f"new {path}").save(path)
 
-    monkeypatch.setattr(decode, "CHUNK", 30)
+    monkeypatch.setattr(decode, "CHUNK", 1)  # of a longer one threads may keep any number
     monkeypatch.setattr(decode, "may_be_used", lambda *args: False)
     with pytest.raises(UserError, match=r"dog/.*has changed while the data was read; run again"):
         build(**three_roles(everything, fraction=0.5), on_progress=change)
@@ -401,3 +401,17 @@ def test_grey_and_palette_files_train_beside_colour(tmp_path: Path, build: Build
     data = build(learn={"data": str(tmp_path)})
     assert "copies" in " ".join(data.notes)  # RGBA and RGB, L and LA have the same pixels
     assert sum(sizes(data, "learn")) == 5
+
+
+def test_a_retained_class_of_one_image_trains_unless_it_was_named(
+    tmp_path: Path, build: Build
+) -> None:
+    folder = write_folder(tmp_path / "x", {"cat": 1, "dog": 4, "frog": 4})
+    forget = {"data": str(folder), "classes": ["frog"]}
+    data = build(forget=forget, retain={"data": str(folder)})
+    cat = next(row for row, name in data.id2label.items() if name == "cat")
+    places = {split: images.class_ids for split, images in data.sets["retain"].items()}
+    assert [split for split, ids in places.items() if cat in ids] == ["train"]
+    assert any("retain: 1 class without test images" in note for note in data.notes)
+    with pytest.raises(UserError, match=r"retain: class 'cat' has one image"):
+        build(forget=forget, retain={"data": str(folder), "classes": ["cat", "dog"]})

@@ -217,8 +217,10 @@ def _check_classes(
     arrangement: Arrangement,
 ) -> list[str]:
     """Refuse classes that cannot be trained or roles that cannot be scored; note lesser gaps."""
+    # A class that nobody named, of which there is little, is no reason to refuse the others.
+    strict = {role: role != "retain" or own.classes is not None for role, own in settings.items()}
     for role, class_id in arrangement.lonely:
-        if settings[role].streaming:  # the stream may have more of it
+        if settings[role].streaming or not strict[role]:  # the stream may have more of it
             continue
         raise UserError(
             f"{role}: class {one_line(roles.id2label[class_id])!r} has one image that is not a "
@@ -236,8 +238,7 @@ def _check_classes(
         class_ids = sorted(set(roles.of_source[role].values()))
         no_train = [i for i in class_ids if not after[role, i, "train"]]
         no_test = [i for i in class_ids if not after[role, i, "test"]]
-        strict = role != "retain" or settings[role].classes is not None
-        lost = [i for i in no_train if strict or before[role, i]]
+        lost = [i for i in no_train if strict[role] or before[role, i]]
         if lost:
             raise UserError(
                 _no_train_message(
