@@ -10,7 +10,6 @@ from pathlib import Path
 
 from kswap.audits.features import Observed, observe
 from kswap.audits.fine_tuning import train_reference
-from kswap.audits.references import load_reference
 from kswap.audits.subjects import ReferenceLevel
 from kswap.audits.units import units_of
 from kswap.audits.work import Work, fit_reference_data, load_run, pixels_of
@@ -38,7 +37,7 @@ def measure_reference(
     """
     with memory_errors():
         work = load_run(run_dir, read_results(run_dir), level="quick", seed=0)
-        work.reference = load_reference(source, level, **work.for_references())
+        work.reference = work.load_reference(source, level)
         fit_reference_data(work)
         return _scores(work)
 

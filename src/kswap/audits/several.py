@@ -27,7 +27,6 @@ from numpy.typing import NDArray
 from kswap.audits.features import Observed, check_numbers
 from kswap.audits.findings import Level
 from kswap.audits.quality import Models
-from kswap.audits.references import load_reference
 from kswap.audits.sampling import subset
 from kswap.audits.subjects import ReferenceLevel, SubjectName
 from kswap.audits.work import Note, Work, fit_reference_data, load_run, pixels_of
@@ -173,7 +172,7 @@ def logits_of_reference(
     work: Work, source: str, level: ReferenceLevel, rows: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """Return (images, rows of the run), −inf where the reference lacks a row."""
-    work.reference = load_reference(source, level, **work.for_references())
+    work.reference = work.load_reference(source, level)
     work.reference_data = None
     fit_reference_data(work)
     model = work.reference.loaded.model.to(work.device)

@@ -61,14 +61,16 @@ class Work:
         """Row of the run for each row of the swapped model: the run's rows are its rows."""
         return list(range(len(self.data.id2label)))
 
-    def for_references(self) -> dict[str, Any]:
-        """Return what `load_reference` has to know of the run."""
-        return {
-            "task": self.base.task,
-            "names": self.data.id2label,
-            "class_ids": self.class_ids,
-            "saw": {"the run's base": self.base.model, "the run's own model": self.swapped},
-        }
+    def load_reference(self, source: str, level: ReferenceLevel) -> Reference:
+        """Load a reference for this run; see `references.load_reference`."""
+        return load_reference(
+            source,
+            level,
+            task=self.base.task,
+            names=self.data.id2label,
+            class_ids=self.class_ids,
+            saw={"the run's base": self.base.model, "the run's own model": self.swapped},
+        )
 
 
 def load_run(run_dir: Path, results: Mapping[str, Any], *, level: Level, seed: int) -> Work:
@@ -141,12 +143,12 @@ def find_reference(
             )
         level = "R2"
     if named is not None:
-        return load_reference(str(named), level or "R2", **work.for_references())
+        return work.load_reference(str(named), level or "R2")
     path = beside(run_dir.resolve())
     if path is None:
         return None
     try:
-        return load_reference(str(path), level or "R2", **work.for_references())
+        return work.load_reference(str(path), level or "R2")
     except UserError as error:
         on_note(f"the model beside the run is not used as its reference: {error}")
         return None
