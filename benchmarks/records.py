@@ -23,6 +23,8 @@ from kswap.run_folder import read_results
 FOLDER = Path(__file__).parent / "records"
 
 Record = Mapping[str, Any]
+_YOUNGER = {"renew_steps": 0}
+"""Keys of a stage that are younger than records, with the value that leaves a run as it was."""
 _STAGES = {"L": "learn", "F": "forget", "J": "joint"}
 
 
@@ -30,7 +32,11 @@ def digest(job: Job, folder: Path) -> str:
     """Return a digest of a run's config, without paths and stages that its order has not."""
     values = job.config.to_mapping()
     used = {kind for letter, kind in _STAGES.items() if letter in job.arm.order}
-    values["stages"] = {kind: values["stages"][kind] for kind in used}
+    values["stages"] = {
+        kind: {k: v for k, v in stage.items() if k not in _YOUNGER or v != _YOUNGER[k]}
+        for kind, stage in values["stages"].items()
+        if kind in used
+    }
     text = json.dumps(values, sort_keys=True, default=str)
     for path in (folder, Path(kswap.__file__).parent):
         text = text.replace(str(path), "")

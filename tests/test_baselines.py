@@ -172,8 +172,11 @@ class Killed(BaseException):
     [
         {"saliency": 0.5, "consolidation": 10.0},
         {"terms": {"like": {"roles": ["forget"], "objective": "impersonation", "layers": ["all"]}}},
+        {"renew_steps": 3, "terms": {"blur": {
+            "roles": ["forget"], "objective": "discrimination", "layers": ["all"], "whiten": True
+        }}},
     ],
-)
+)  # fmt: skip
 def test_what_a_stage_was_prepared_with_survives_a_kill(values, monkeypatch, forget):
     values["training"] = {**values["training"], "analysis": True, "analysis_steps": 2}
     undisturbed = runs(values, "undisturbed", **forget)

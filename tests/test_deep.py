@@ -22,7 +22,8 @@ from kswap.objectives.deep import (
 )
 from kswap.objectives.forgetting import masked_distillation
 from kswap.objectives.places import block_number, is_at
-from kswap.settings import ROLES, TermConfig
+from kswap.settings import ROLES, StageConfig, TermConfig
+from kswap.training.renewal import Renewal, frames_from, frames_of, renewed_places
 
 SIZE, BASE = 6, 4
 
@@ -178,6 +179,32 @@ def test_discrimination_estimates_the_square_of_the_mean_without_bias(whiten):
     assert float(torch.stack(means).mean()) == pytest.approx(
         float(wanted / left.mean(0).square().sum()), rel=1e-3
     )
+
+
+@pytest.mark.parametrize("whiten", [False, True])
+def test_discrimination_goes_by_the_frame_of_the_model_as_it_is(whiten):
+    """A model that moves and turns as a whole tells by no more and no less than before."""
+    made, features, ids = bank()
+    turn = torch.linalg.qr(noise(SIZE, SIZE, seed=3)).Q
+    moved = {
+        role: {name: rows @ turn + 5.0 for name, rows in found.items()}
+        for role, found in features.items()
+    }
+    term = TermConfig(roles=["forget"], objective="discrimination", layers=["all"], whiten=whiten)
+    stage = StageConfig.model_validate(
+        {"epochs": 1.0, "streams": {"forget": {"roles": ["forget"], "batch_size": 1}},
+         "anchor": "forget", "terms": {"blur": term}, "optimiser": {}}
+    )  # fmt: skip
+    now = build_bank(moved, ids, forget_ids=(3,), num_base=BASE)
+    frames = frames_of(now, renewed_places(stage, now, 2))
+    kept = Renewal(1, dict, frames).tensors()
+    again = replace(made, frames=frames_from(kept, torch.device("cpu")))
+
+    def loss(found, by):
+        return OBJECTIVES["discrimination"](units(8, features=found["forget"], bank=by), term, 8.0)
+
+    assert torch.allclose(loss(moved, again), loss(features, made), rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(loss(moved, made), loss(features, made), rtol=0.1, atol=0.1)
 
 
 def test_whitening_makes_what_varies_within_retained_classes_round():

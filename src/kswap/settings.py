@@ -424,6 +424,9 @@ class StageConfig(Frozen):
     consolidation: NonNegative = 0.0
     """Factor of 1/2 Σ F (θ - θ_0)² over the adapter (EWC), F the Fisher information on images of
     protected roles when the stage begins; 0 leaves it out."""
+    renew_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps after which `discrimination` looks anew at how retained classes lie in the model as it
+    is by then, from at most 64 images of each; 0: as they lie in the base, throughout."""
     negate: Positive | None = None
     """Task arithmetic: what the stage did to the layers is taken off again so many times after it,
     that is, W_before - negate · (W_after - W_before), at the adapter's rank. None: it stays."""

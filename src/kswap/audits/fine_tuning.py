@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from kswap.audits.retraining import batch_loss, drawn, in_model_rows
-from kswap.audits.sampling import subset
 from kswap.data import ImageSet, SwapData
 from kswap.data.labels import LabelIndex
 from kswap.data.samples import concatenate, take
+from kswap.data.sets import subset
 from kswap.data.text import listed
 from kswap.errors import UserError, brief
 from kswap.files import write_bytes

@@ -18,12 +18,11 @@ from torch import nn
 
 from kswap.audits.features import Observed
 from kswap.audits.relearning import LEARN_SET, Condition, Course, draw_rows
-from kswap.audits.sampling import subset
 from kswap.audits.subjects import SubjectName
 from kswap.audits.views import Again
 from kswap.data import ImageSet
 from kswap.data.samples import concatenate, take
-from kswap.data.sets import IGNORE, Boxes
+from kswap.data.sets import IGNORE, Boxes, subset
 from kswap.models.adapter import attach, continue_from
 from kswap.models.head import drop_rows, extend_head, find_heads
 from kswap.models.structure import find_ffn_blocks

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kswap.audits.findings import Level
 from kswap.data import ImageSet, SwapData
+from kswap.data.sets import subset
 from kswap.settings import Role, Split
 
 _LIMITS: dict[tuple[Role, Split], int] = {
@@ -79,19 +79,6 @@ def spread(
     rng = np.random.default_rng(seed)
     rows = [rng.permutation(np.flatnonzero(class_ids == c))[:each] for c in classes]
     return np.sort(np.concatenate(rows)) if rows else np.zeros(0, np.int64)
-
-
-def subset(images: ImageSet, rows: NDArray[np.int64]) -> ImageSet:
-    """Return some images of a set, in memory."""
-    return replace(
-        images,
-        images=images.images[rows],
-        class_ids=images.class_ids[rows],
-        masks=None if images.masks is None else images.masks[rows],
-        boxes=None if images.boxes is None else tuple(images.boxes[row] for row in rows),
-        sizes=None if images.sizes is None else images.sizes[rows],
-        original_sizes=None if images.original_sizes is None else images.original_sizes[rows],
-    )
 
 
 def num_images(sets: Mapping[Role, Mapping[Split, ImageSet]]) -> int:

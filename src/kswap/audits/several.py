@@ -27,10 +27,10 @@ from numpy.typing import NDArray
 from kswap.audits.features import Observed, check_numbers
 from kswap.audits.findings import Level
 from kswap.audits.quality import Models
-from kswap.audits.sampling import subset
 from kswap.audits.subjects import ReferenceLevel, SubjectName
 from kswap.audits.work import Note, Work, fit_reference_data, load_run, pixels_of
 from kswap.data import ImageSet, SwapData
+from kswap.data.sets import subset
 from kswap.errors import UserError
 from kswap.run_folder import first_difference, read_results
 from kswap.tasks import example_batches

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from kswap.audits.features import Observed, Sets, observe
 from kswap.audits.precision import as_variant
-from kswap.audits.sampling import spread, subset
+from kswap.audits.sampling import spread
 from kswap.audits.subjects import Subject, SubjectName
 from kswap.audits.units import units_of
 from kswap.data import ImageSet
+from kswap.data.sets import subset
 from kswap.settings import AdapterConfig, Role, Split
 
 _FEW: Mapping[tuple[Role, Split], int] = {

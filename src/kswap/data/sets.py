@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -65,6 +65,19 @@ class ImageSet:
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.class_ids)
+
+
+def subset(images: ImageSet, rows: NDArray[np.int64]) -> ImageSet:
+    """Return some images of a set, in memory."""
+    return replace(
+        images,
+        images=images.images[rows],
+        class_ids=images.class_ids[rows],
+        masks=None if images.masks is None else images.masks[rows],
+        boxes=None if images.boxes is None else tuple(images.boxes[row] for row in rows),
+        sizes=None if images.sizes is None else images.sizes[rows],
+        original_sizes=None if images.original_sizes is None else images.original_sizes[rows],
+    )
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from kswap.objectives.learning import (
     restricted_distillation,
 )
 from kswap.objectives.places import is_at
-from kswap.objectives.units import Place, Units, has_role
+from kswap.objectives.units import Frame, Place, Units, has_role
 from kswap.settings import TermConfig
 
 __all__ = ["NEEDS_BANK", "NEEDS_BASE", "NEEDS_FEATURES", "NEEDS_HEAD", "NEEDS_KEPT", "NEEDS_NOISE"]
@@ -179,11 +179,22 @@ def _translation(u: Units, t: TermConfig, divisor: float) -> Tensor:
 
 
 def _discrimination(u: Units, t: TermConfig, divisor: float) -> Tensor:
+    assert u.features is not None
+    assert u.bank is not None
+    places = u.bank.places
+    frames: Mapping[str, Place | Frame] = {**places, **u.bank.frames}
     losses = []
-    for f, _, place in _at_places(u, t):
-        apart = place.apart[u.class_ids.clamp_max(len(place.apart) - 1)]
-        apart = apart * (u.class_ids < len(place.apart))
-        losses.append(deep.discrimination(f, u.class_ids, place.middle, place.between, apart))
+    for name, features in u.features.items():
+        if not is_at(name, t.layers, u.num_blocks):
+            continue
+        at, moved = name, features
+        if t.whiten:
+            at = white(name)
+            moved = (features.float() - frames[name].centre) @ frames[name].whitening
+        apart = places[at].apart[u.class_ids.clamp_max(len(places[at].apart) - 1)]
+        apart = apart * (u.class_ids < len(places[at].apart))
+        own = frames[at]
+        losses.append(deep.discrimination(moved, u.class_ids, own.middle, own.between, apart))
     return _mean(losses)
 
 

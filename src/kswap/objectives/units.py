@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -46,6 +46,19 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Frame:
+    """What a head that is fitted to retained images tells others by, at one place of a model.
+
+    The fields are those of `Place`.
+    """
+
+    centre: Tensor
+    whitening: Tensor
+    middle: Tensor
+    between: Tensor
+
+
+@dataclass(frozen=True)
 class Bank:
     """What the base model makes of the training images, fixed before the first stage."""
 
@@ -62,6 +75,8 @@ class Bank:
     pairs: Tensor
     """(base classes, base classes), row of `Place.shifts` for images of the first class, one to
     forget, that look like the second, a retained one, to the head; 0: there are none."""
+    frames: Mapping[str, Frame] = field(default_factory=dict)
+    """By name of the place, of the model as it is by now; a place without one has the base's."""
 
 
 @dataclass(frozen=True)
@@ -111,12 +126,12 @@ class Units:
     def rows(self, chosen: Tensor) -> Units:
         """Return some units: by index or by truth value."""
         per_unit: dict[str, Any] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, Tensor) and field.name != "forgotten":
-                per_unit[field.name] = value[chosen]
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if isinstance(value, Tensor) and one.name != "forgotten":
+                per_unit[one.name] = value[chosen]
             elif isinstance(value, Mapping):
-                per_unit[field.name] = {name: rows[chosen] for name, rows in value.items()}
+                per_unit[one.name] = {name: rows[chosen] for name, rows in value.items()}
         return replace(self, **per_unit)
 
     def taught(self) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,12 +11,13 @@ import torch
 from torch import Tensor
 
 from kswap.data import ImageSet
+from kswap.data.sets import subset
 from kswap.models import head
 from kswap.models.features import Places
-from kswap.objectives.units import Bank
+from kswap.objectives.units import Bank, Frame
 from kswap.plan import Stage
 from kswap.running.state import RunState
-from kswap.settings import ROLES, Role
+from kswap.settings import ROLES, Role, Split
 from kswap.tasks import Teacher, View, roles_of_rows
 from kswap.tasks.inside import num_slots
 from kswap.training.informing import (
@@ -26,10 +28,14 @@ from kswap.training.informing import (
     draws,
     places_of,
     sees_without,
+    some_of_each,
 )
+from kswap.training.renewal import Renewal, frames_from, frames_of, renewed_places
 from kswap.training.teaching import Features, answers_fit, class_means, observe, taught_roles
 
 _NOWHERE = Places()
+_PER_CLASS = 64
+"""Images of each retained class that are looked at when frames are renewed: a forward each."""
 
 
 @dataclass
@@ -147,6 +153,45 @@ class Knowledge:
             draws=draws(stage),
             as_if_absent=sees_without(stage, state.task),
         )
+
+    def renewal(self, swapped: Any, stage: Stage, kept: Mapping[str, Tensor]) -> Renewal | None:
+        """Return what looks at the model while a stage trains; None: no term asks.
+
+        Args:
+            swapped: the model that trains.
+            stage: the stage.
+            kept: frames of the checkpoint that the run goes on from; empty where it begins here.
+        """
+        state, every, bank = self.state, stage.config.renew_steps, self.bank
+        if not every or bank is None:
+            return None
+        places = renewed_places(stage.config, bank, self.asked.places.num_blocks)
+        if not places:
+            return None
+        some: dict[Role, dict[Split, ImageSet]] = {}
+        retained: tuple[Role, ...] = ("retain",)
+        for role in retained if "retain" in self.asked.roles else self.asked.roles:
+            images = state.data.sets[role]["train"]
+            rows = some_of_each(torch.from_numpy(images.class_ids), _PER_CLASS)
+            some[role] = {"train": subset(images, rows.numpy())}
+
+        def look() -> dict[str, Frame]:
+            begin = time.perf_counter()
+            found = {
+                role: self._observe(swapped, splits["train"], self.asked.places)[2]
+                for role, splits in some.items()
+            }
+            now = bank_of(
+                found,
+                some,
+                forget_ids=state.data.class_ids.get("forget", ()),
+                num_base=state.data.num_base_classes,
+                device=state.accelerator.device,
+            )
+            state.spent("frames", begin)
+            return frames_of(now, places)
+
+        return Renewal(every, look, frames_from(kept, state.accelerator.device))
 
     def initialise_rows(self, swapped: Any, stage: Stage) -> None:
         """Start the new rows from what the model, as it is now, makes of the learn images."""

@@ -47,9 +47,9 @@ def resume(state: RunState, resume_from: Path, fingerprint: str) -> dict[str, Te
 
 
 def part_of(
-    tensors: Mapping[str, Tensor], part: Literal["model", "before", "prepared"]
+    tensors: Mapping[str, Tensor], part: Literal["model", "before", "prepared", "frames"]
 ) -> dict[str, Tensor]:
-    """Return what a checkpoint holds of the trained tensors, of the adapter before, or prepared."""
+    """Return what a checkpoint holds of the trained tensors, of the adapter before, of terms."""
     start = f"{part}."
     return {name.removeprefix(start): t for name, t in tensors.items() if name.startswith(start)}
 
@@ -81,6 +81,7 @@ def checkpoint(
     optimiser: Any = None,
     before: Mapping[str, Tensor] | None = None,
     prepared: Mapping[str, Tensor] | None = None,
+    frames: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write a checkpoint; within a stage, with the optimiser and the adapter it began with."""
     if not state.accelerator.is_main_process:
@@ -94,6 +95,7 @@ def checkpoint(
         tensors |= optimiser_state(optimiser, trainee.moved)
     tensors |= {f"before.{name}": tensor for name, tensor in (before or {}).items()}
     tensors |= {f"prepared.{name}": tensor for name, tensor in (prepared or {}).items()}
+    tensors |= {f"frames.{name}": tensor for name, tensor in (frames or {}).items()}
     if state.accelerator.scaler is not None:
         state.position.scaler = state.accelerator.scaler.state_dict()
     save_checkpoint(state.folder.checkpoints, tensors, state.position)

@@ -166,6 +166,7 @@ class StageRunner:
             if state.accelerator.scaler is not None:
                 state.accelerator.scaler.load_state_dict(state.position.scaler)
         analysis = self._analysis(swapped)
+        renewal = self.knowledge.renewal(swapped, stage, part_of(tensors, "frames"))
 
         def after_step(step: int) -> None:
             state.position.step = step
@@ -174,7 +175,13 @@ class StageRunner:
             if due or stops:
                 state.position.streams = streams.places
                 checkpoint(
-                    state, trainee, events, optimiser=optimiser, before=before, prepared=prepared
+                    state,
+                    trainee,
+                    events,
+                    optimiser=optimiser,
+                    before=before,
+                    prepared=prepared,
+                    frames=None if renewal is None else renewal.tensors(),
                 )
             if stops:
                 raise Terminated
@@ -193,6 +200,7 @@ class StageRunner:
                 report=report,
                 analysis=analysis,
                 prepared=self._on_device(prepared, before),
+                renewal=renewal,
             )
         for note in streams.notes():
             state.on_note(f"stage {stage.name}: {note}")

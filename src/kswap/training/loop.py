@@ -32,6 +32,7 @@ from kswap.training.analysis import Analysis
 from kswap.training.events import EventLog
 from kswap.training.optimiser import Trainables, learning_rate
 from kswap.training.progress import Progress, describe
+from kswap.training.renewal import Renewal
 from kswap.training.streams import Batch, Streams
 from kswap.training.teaching import teach
 
@@ -109,6 +110,7 @@ def train_stage(
     report: Progress,
     analysis: Analysis | None = None,
     prepared: Mapping[str, Tensor] = _NOTHING,
+    renewal: Renewal | None = None,
 ) -> None:
     """Train from `first_step` to the end of the stage.
 
@@ -124,14 +126,19 @@ def train_stage(
         report: progress bar.
         analysis: looks at the gradients of some steps; results are the same without it.
         prepared: what `preparing.prepare` found, and `anchor.NAME` beside each `fisher.NAME`.
+        renewal: looks at the model now and then; with the frames of `first_step`.
 
     Raises:
         NonFiniteLossError: a term is not finite.
     """
     set_modes(trainee.model, checkpointing=trainee.training.gradient_checkpointing)
     num_steps = streams.num_steps
+    trainee = _framed(trainee, stage, renewal)
     for step in range(first_step, num_steps):
         begin = time.perf_counter()
+        if renewal is not None and renewal.is_due(step):
+            set_modes(trainee.model, checkpointing=trainee.training.gradient_checkpointing)
+            trainee = _framed(trainee, stage, renewal)
         torch.manual_seed(step_seed(trainee.seed, stage.index, step) + rank())
         rate = learning_rate(stage.config.optimiser, step, num_steps)
         for group in optimiser.param_groups:
@@ -164,6 +171,15 @@ def train_stage(
         epoch = stage.config.epochs * (step + 1) / num_steps
         speed = len(batch) / seconds
         report(step + 1, num_steps, describe(events.last, epoch=epoch, images_per_s=speed))
+
+
+def _framed(trainee: Trainee, stage: Stage, renewal: Renewal | None) -> Trainee:
+    """Return a trainee whose terms in a stage go by the frames of the model as it is by now."""
+    view = trainee.views[stage.name]
+    if renewal is None or view.bank is None:
+        return trainee
+    view = replace(view, bank=replace(view.bank, frames=renewal.frames))
+    return replace(trainee, views={**trainee.views, stage.name: view})
 
 
 def _backward(
