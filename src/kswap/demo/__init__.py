@@ -104,6 +104,7 @@ _KNOWN = {"roles": ["learn"], "objective": "restricted_distillation", "weight": 
 _FEATURES = {"roles": ["retain"], "objective": "feature_distillation", "weight": 1.0}
 _LAST = {"depth": "last-4"}
 _EVERYWHERE = ["head", "all"]
+_DECODER = [0.78, 0.85, 1.0]
 _OWN: dict[str, dict[str, Any]] = {
     "classification": {
         # Photographs may be mirrored. Nothing is chosen on the run's own images: all of them train.
@@ -146,24 +147,31 @@ _BY_PRESET: dict[str, dict[str, dict[str, Any]]] = {
         # base and reference hold as much (docs/audits.md).
         "classification": {"stages": {"forget": {"depth": "last-6", "epochs": 11.5}}},
         # A mask classifier's own loss, a sum over masks and layers, is twice that of the detector
-        # by which the preset's weights were chosen: its features would stay where they are.
+        # by which the preset's weights were chosen: its features would stay where they are. In the
+        # decoder retained classes drift most, and a head that is fitted anew goes by where they
+        # are by then (LOG.md, 2026-11-27).
         "segmentation": {
             "stages": {
-                "learn": {"depth": "last-5"},
+                "learn": {
+                    "depth": "last-5",
+                    "terms": {"own": {"weight": 15.0, "layers": ["head", 0.7, *_DECODER]}},
+                },
                 "forget": {
                     "min_steps": 260,
+                    "renew_steps": 20,
                     "streams": {
                         role: {"batch_size": size}
                         for role, size in (("learn", 8), ("retain", 8), ("forget", 16))
                     },
                     "terms": {
-                        "learn": {"weight": 9.0},
+                        "learn": {"weight": 12.0},
                         "retain": {"weight": 5.0},
                         "keep": {"weight": 5.0},
                         "like": {"weight": 100.0, "layers": _EVERYWHERE},
-                        "blur": {"weight": 30.0},
+                        "blur": {"weight": 12.0, "layers": ["head", 0.53, 1.0]},
                         "spread": {"weight": 12.0},
                         "own": {"weight": 40.0, "layers": _EVERYWHERE},
+                        "hold": {**_FEATURES, "weight": 60.0, "layers": ["head", *_DECODER]},
                     },
                 },
             }
