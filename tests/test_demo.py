@@ -117,7 +117,10 @@ def test_what_a_preset_of_the_demo_trains(preset, depth, tmp_path):
     assert config.stages.forget.depth == depth
 
 
-SEGMENTER = {"like": 100.0, "blur": 30.0, "spread": 12.0, "own": 40.0}
+SEGMENTER = {
+    "learn": {"own": 15.0},
+    "forget": {"like": 100.0, "blur": 12.0, "spread": 12.0, "own": 40.0},
+}
 """What terms on features weigh beside a mask classifier's own loss."""
 
 
@@ -132,5 +135,5 @@ def test_the_demo_under_deep_weighs_features_as_the_preset_does(task, tmp_path):
         shared = {"like", "blur", "spread", "own"} & set(terms)
         assert shared
         for name in shared:
-            raised = SEGMENTER.get(name) if (task, kind) == ("segmentation", "forget") else None
+            raised = SEGMENTER[kind].get(name) if task == "segmentation" else None
             assert own[name].weight == (raised or terms[name]["weight"]), (kind, name)
