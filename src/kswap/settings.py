@@ -426,7 +426,8 @@ class StageConfig(Frozen):
     protected roles when the stage begins; 0 leaves it out."""
     renew_steps: Annotated[int, Field(ge=0)] = 0
     """Steps after which `discrimination` looks anew at how retained classes lie in the model as it
-    is by then, from at most 64 images of each; 0: as they lie in the base, throughout."""
+    is by then, a forward of at most 64 images of each (fewer where there are more than 32); 0: as
+    they lie in the base, throughout."""
     negate: Positive | None = None
     """Task arithmetic: what the stage did to the layers is taken off again so many times after it,
     that is, W_before - negate · (W_after - W_before), at the adapter's rank. None: it stays."""

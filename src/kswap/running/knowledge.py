@@ -34,8 +34,9 @@ from kswap.training.renewal import Renewal, frames_from, frames_of, renewed_plac
 from kswap.training.teaching import Features, answers_fit, class_means, observe, taught_roles
 
 _NOWHERE = Places()
-_PER_CLASS = 64
-"""Images of each retained class that are looked at when frames are renewed: a forward each."""
+_PER_CLASS, _IN_ALL = 64, 2048
+"""Images of a retained class, and about how many in all, that are looked at when frames are renewed:
+a forward each."""
 
 
 @dataclass
@@ -172,11 +173,11 @@ class Knowledge:
         retained: tuple[Role, ...] = ("retain",)
         for role in retained if "retain" in self.asked.roles else self.asked.roles:
             images = state.data.sets[role]["train"]
-            rows = some_of_each(torch.from_numpy(images.class_ids), _PER_CLASS)
-            some[role] = {"train": subset(images, rows.numpy())}
+            class_ids = torch.from_numpy(images.class_ids)
+            most = min(_PER_CLASS, max(_IN_ALL // len(class_ids.unique()), 2))
+            some[role] = {"train": subset(images, some_of_each(class_ids, most).numpy())}
 
         def look() -> dict[str, Frame]:
-            begin = time.perf_counter()
             found = {
                 role: self._observe(swapped, splits["train"], self.asked.places)[2]
                 for role, splits in some.items()
@@ -188,7 +189,6 @@ class Knowledge:
                 num_base=state.data.num_base_classes,
                 device=state.accelerator.device,
             )
-            state.spent("frames", begin)
             return frames_of(now, places)
 
         return Renewal(every, look, frames_from(kept, state.accelerator.device))
