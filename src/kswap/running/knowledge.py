@@ -35,8 +35,8 @@ from kswap.training.teaching import Features, answers_fit, class_means, observe,
 
 _NOWHERE = Places()
 _PER_CLASS, _IN_ALL = 64, 2048
-"""Images of a retained class, and about how many in all, that are looked at when frames are renewed:
-a forward each."""
+"""Images of a retained class, and in all, that are looked at when frames are renewed, by
+a forward each: about so many at most."""
 
 
 @dataclass
@@ -174,7 +174,7 @@ class Knowledge:
         for role in retained if "retain" in self.asked.roles else self.asked.roles:
             images = state.data.sets[role]["train"]
             class_ids = torch.from_numpy(images.class_ids)
-            most = min(_PER_CLASS, max(_IN_ALL // len(class_ids.unique()), 2))
+            most = min(_PER_CLASS, max(_IN_ALL // len(torch.unique(class_ids)), 2))
             some[role] = {"train": subset(images, some_of_each(class_ids, most).numpy())}
 
         def look() -> dict[str, Frame]:
