@@ -158,7 +158,6 @@ _BY_PRESET: dict[str, dict[str, dict[str, Any]]] = {
                 },
                 "forget": {
                     "min_steps": 260,
-                    "renew_steps": 20,
                     "streams": {
                         role: {"batch_size": size}
                         for role, size in (("learn", 8), ("retain", 8), ("forget", 16))
@@ -171,7 +170,7 @@ _BY_PRESET: dict[str, dict[str, dict[str, Any]]] = {
                         "blur": {"weight": 12.0, "layers": ["head", 0.53, 1.0]},
                         "spread": {"weight": 12.0},
                         "own": {"weight": 40.0, "layers": _EVERYWHERE},
-                        "hold": {**_FEATURES, "weight": 60.0, "layers": ["head", *_DECODER]},
+                        "hold": {"weight": 60.0, "layers": ["head", *_DECODER]},
                     },
                 },
             }
