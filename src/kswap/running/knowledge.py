@@ -35,8 +35,8 @@ from kswap.training.teaching import Features, answers_fit, class_means, observe,
 
 _NOWHERE = Places()
 _PER_CLASS, _IN_ALL = 64, 2048
-"""Images of a retained class, and in all, that are looked at when frames are renewed, by
-a forward each: about so many at most."""
+"""Images of a retained class, and about how many in all, that are looked at when frames are
+renewed, by a forward each."""
 
 
 @dataclass
