@@ -6,6 +6,7 @@ argparse alone: nothing heavy is imported, so that `kswap --help` answers at onc
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -69,7 +70,8 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 def _take_runs_from_skip(arguments: argparse.Namespace, parser: _Parser) -> None:
     """Of `--skip A7 RUN`, all of which argparse gives to --skip, give the folders to `run`."""
-    folders = [word for word in arguments.skip if Path(word).is_dir()]
+    others = [word for word in arguments.skip if not re.fullmatch("A[0-9]+", word)]
+    folders = [word for word in others if Path(word).is_dir()]
     arguments.skip = [word for word in arguments.skip if word not in folders]
     arguments.run += map(Path, folders)
     if not arguments.run:
