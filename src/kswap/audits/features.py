@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -195,7 +196,7 @@ def _collect(
         found=joined("found").astype(bool),
         images=joined("images").astype(np.int64),
         scores=units.scores(images),
-        without=units.scores_without(images),
+        leave_out=partial(units.scores_without, images),
         extra=counts,
     )
 

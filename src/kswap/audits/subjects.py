@@ -7,8 +7,9 @@ column for "nothing" behind them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -43,14 +44,19 @@ class Answers:
     """(units,): the image within the set."""
     scores: Any = None
     """`kswap.tasks.Scores` over the images, of the task's own number."""
-    without: Sequence[Any] = ()
-    """The same without each of a few groups of images; empty where a unit is an image."""
+    leave_out: Callable[[], Sequence[Any]] = tuple
+    """Computes `without`, which A1 alone asks for."""
     extra: Mapping[str, float] = field(default_factory=dict)
     """Counts that only a task has, by name."""
 
     def __len__(self) -> int:
         """Return the number of units."""
         return len(self.class_ids)
+
+    @cached_property
+    def without(self) -> Sequence[Any]:
+        """`scores` without each of a few groups of images; empty where a unit is an image."""
+        return self.leave_out()
 
     def shares(self) -> NDArray[np.float64]:
         """Return probabilities (units, rows + 1)."""
