@@ -108,19 +108,24 @@ def _tilted(u: Units, t: TermConfig, divisor: float) -> Tensor:
     )
 
 
-def _at_places(u: Units, t: TermConfig) -> Iterator[tuple[Tensor, str, Place]]:
-    """Yield the features of the term's places, the name and what the bank knows of each."""
+def _at_places(
+    u: Units, t: TermConfig, frames: Mapping[str, Place | Frame] | None = None
+) -> Iterator[tuple[Tensor, str, Place]]:
+    """Yield the features of the term's places, the name and what the bank knows of each.
+
+    `frames` say how features are whitened; None: as the bank says.
+    """
     assert u.features is not None
     assert u.bank is not None, "the plan says which terms need features"
+    by = u.bank.places if frames is None else frames
     for name, features in u.features.items():
         if not is_at(name, t.layers, u.num_blocks):
             continue
-        place = u.bank.places[name]
         if t.whiten:
-            moved = (features.float() - place.centre) @ place.whitening
+            moved = (features.float() - by[name].centre) @ by[name].whitening
             yield moved, white(name), u.bank.places[white(name)]
         else:
-            yield features, name, place
+            yield features, name, u.bank.places[name]
 
 
 def _of_base(u: Units, name: str) -> Tensor:
@@ -179,22 +184,14 @@ def _translation(u: Units, t: TermConfig, divisor: float) -> Tensor:
 
 
 def _discrimination(u: Units, t: TermConfig, divisor: float) -> Tensor:
-    assert u.features is not None
     assert u.bank is not None
-    places = u.bank.places
-    frames: Mapping[str, Place | Frame] = {**places, **u.bank.frames}
+    frames: Mapping[str, Place | Frame] = {**u.bank.places, **u.bank.frames}
     losses = []
-    for name, features in u.features.items():
-        if not is_at(name, t.layers, u.num_blocks):
-            continue
-        at, moved = name, features
-        if t.whiten:
-            at = white(name)
-            moved = (features.float() - frames[name].centre) @ frames[name].whitening
-        apart = places[at].apart[u.class_ids.clamp_max(len(places[at].apart) - 1)]
-        apart = apart * (u.class_ids < len(places[at].apart))
-        own = frames[at]
-        losses.append(deep.discrimination(moved, u.class_ids, own.middle, own.between, apart))
+    for f, name, place in _at_places(u, t, frames):
+        apart = place.apart[u.class_ids.clamp_max(len(place.apart) - 1)]
+        apart = apart * (u.class_ids < len(place.apart))
+        own = frames[name]
+        losses.append(deep.discrimination(f, u.class_ids, own.middle, own.between, apart))
     return _mean(losses)
 
 

@@ -19,7 +19,7 @@ from kswap.plan import Stage
 from kswap.running.state import RunState
 from kswap.settings import ROLES, Role, Split
 from kswap.tasks import Teacher, View, roles_of_rows
-from kswap.tasks.inside import num_slots
+from kswap.tasks.inside import UNIT_IDS, num_slots
 from kswap.training.informing import (
     Asked,
     asked,
@@ -178,10 +178,10 @@ class Knowledge:
             some[role] = {"train": subset(images, some_of_each(class_ids, most).numpy())}
 
         def look() -> dict[str, Frame]:
-            found = {
-                role: self._observe(swapped, splits["train"], self.asked.places)[2]
-                for role, splits in some.items()
-            }
+            found = {}
+            for role, splits in some.items():
+                seen = self._observe(swapped, splits["train"], self.asked.places)[2]
+                found[role] = {n: rows for n, rows in seen.items() if n in {UNIT_IDS, *places}}
             now = bank_of(
                 found,
                 some,

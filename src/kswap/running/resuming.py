@@ -93,9 +93,8 @@ def checkpoint(
     tensors = {f"model.{k}": v for k, v in artefact.trainable_state(trainee.model).items()}
     if optimiser is not None:
         tensors |= optimiser_state(optimiser, trainee.moved)
-    tensors |= {f"before.{name}": tensor for name, tensor in (before or {}).items()}
-    tensors |= {f"prepared.{name}": tensor for name, tensor in (prepared or {}).items()}
-    tensors |= {f"frames.{name}": tensor for name, tensor in (frames or {}).items()}
+    for part, own in (("before", before), ("prepared", prepared), ("frames", frames)):
+        tensors |= {f"{part}.{name}": tensor for name, tensor in (own or {}).items()}
     if state.accelerator.scaler is not None:
         state.position.scaler = state.accelerator.scaler.state_dict()
     save_checkpoint(state.folder.checkpoints, tensors, state.position)
