@@ -194,12 +194,7 @@ def read_record(path: Path) -> dict[str, dict[int, Watch]]:
     kept = json.loads(path.read_text(encoding="utf-8"))
     return {
         name: {
-            int(seed): Watch(
-                blocks=one["blocks"],
-                stage_s=one["stage_s"],
-                step_s=one["step_s"],
-                curve=[(at, h3) for at, h3 in one["curve"]],
-            )
+            int(seed): Watch(**{**one, "curve": [(at, h3) for at, h3 in one["curve"]]})
             for seed, one in watches.items()
         }
         for name, watches in kept.items()
@@ -221,11 +216,11 @@ def table_of(found: Mapping[str, Mapping[int, Watch]]) -> str:
             cells.append(_times(each))
         rows.append("| " + " | ".join(cells) + " |")
     pairs = list(zip(slow, fast, strict=True))
-    reached = _ratio(
-        [(a.to_reach(aim), b.to_reach(aim)) for (a, b), aim in zip(pairs, aims, strict=True)]
-    )
-    stayed = _ratio(
-        [(a.to_stay(aim), b.to_stay(aim)) for (a, b), aim in zip(pairs, aims, strict=True)]
+    reached, stayed = (
+        _ratio(
+            [(seconds(a, aim), seconds(b, aim)) for (a, b), aim in zip(pairs, aims, strict=True)]
+        )
+        for seconds in (Watch.to_reach, Watch.to_stay)
     )
     a_step = statistics.median(median_step(a) / median_step(b) for a, b in pairs)
     stage = statistics.median(a.stage_s / b.stage_s for a, b in pairs)
